@@ -1,0 +1,1 @@
+"""HTTP and nothing else: parses what clients send, frames what they receive."""

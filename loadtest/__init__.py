@@ -1,0 +1,1 @@
+"""Load tests: a black-box client and what it measures."""

@@ -1,0 +1,1 @@
+"""A real, tiny OpenAI server with scripted timing, tokens and faults: tests without a model."""

@@ -1,0 +1,1 @@
+"""The embedded engine: OpenVINO GenAI continuous batching behind an OpenAI HTTP server."""

@@ -1,0 +1,1 @@
+"""The `penstock` command: finds the programs, runs the one that was named."""

@@ -1,0 +1,51 @@
+"""`penstock COMMAND ...`: dispatch to one program, importing only that one.
+
+Programs register a `main(argv) -> exit code` under the entry-point group `penstock.commands`,
+so a program that is not installed (or whose extra is missing) costs nothing and breaks nothing else.
+"""
+
+import sys
+from importlib.metadata import EntryPoint, entry_points
+
+SUMMARIES = {
+    "up": "start engines and gateway from one stack.yaml, stop them cleanly",
+    "gateway": "the OpenAI-compatible gateway: serve, check a config, make API keys",
+    "openvino-engine": "the embedded CPU engine: serve a checkpoint, convert it to GGUF",
+    "fake-engine": "a scripted OpenAI server for tests and load tests",
+    "starter-model": "train, evaluate and export the starter model",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    commands = {ep.name: ep for ep in entry_points(group="penstock.commands")}
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_usage(commands))  # noqa: T201
+        return 0
+    name, rest = argv[0], argv[1:]
+    if name not in commands:
+        print(f"penstock: no command {name!r}\n\n{_usage(commands)}", file=sys.stderr)  # noqa: T201
+        return 2
+    try:
+        program = commands[name].load()
+    except ModuleNotFoundError as missing:
+        print(  # noqa: T201
+            f"penstock {name}: the Python package {missing.name!r} is not installed; "
+            f"install this program's extra: pip install 'penstock[{_extra(name)}]'",
+            file=sys.stderr,
+        )
+        return 1
+    return int(program(rest) or 0)
+
+
+def _extra(name: str) -> str:
+    return {"up": "stack", "openvino-engine": "openvino"}.get(name, name)
+
+
+def _usage(commands: dict[str, EntryPoint]) -> str:
+    rows = "\n".join(f"  {name:16} {SUMMARIES.get(name, '')}".rstrip() for name in sorted(commands))
+    return f"usage: penstock COMMAND [options]\n\ncommands:\n{rows}\n\n`penstock COMMAND --help` explains each."
+
+
+if __name__ == "__main__":
+    sys.exit(main())
