@@ -1,0 +1,156 @@
+"""`penstock gateway serve|check|key|schema`: flags -> settings -> server."""
+
+import argparse
+import functools
+import gc
+import json
+import socket
+import sys
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from gateway.api.auth import new_key
+from gateway.api.wire import WireProtocol
+from gateway.app import App, create_app
+from gateway.backends.registry import engine_kinds
+from gateway.settings import ConfigError, ServerSettings, Settings, load
+from gateway.telemetry.logs import set_up_logging
+
+EXAMPLE = """\
+example configuration:
+  models:
+    penstock-starter:               # the name clients ask for
+      deployments:
+        main:
+          engine: openvino          # {kinds}
+          replicas:
+            a: {{url: "http://127.0.0.1:8101"}}
+            b: {{url: "http://127.0.0.1:8102"}}
+
+Every key, with its default and unit: `penstock gateway schema`, docs/gateway.md.
+"""
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but: SIGTERM first turns /ready to 503, and a clean stop exits with 0."""
+
+    def __init__(self, config: uvicorn.Config, app: App) -> None:
+        super().__init__(config)
+        self._app = app
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._app.service.is_draining = True
+        super().handle_exit(sig, frame)
+        self._captured_signals.clear()  # do not raise the signal again once drained
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except ConfigError as error:
+        print(f"penstock gateway: the configuration cannot be used:\n{error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def serve(args: argparse.Namespace) -> int:
+    settings = _load(args)
+    set_up_logging(settings.telemetry.log_level)
+    app = create_app(settings)
+    server = settings.server
+    try:
+        listener = _listen(server)
+    except OSError as error:
+        print(f"penstock gateway: cannot listen on {server.host}:{server.port}: {error.strerror}", file=sys.stderr)  # noqa: T201
+        return 1
+    config = uvicorn.Config(
+        app.web,
+        http=functools.partial(WireProtocol, app.wire),  # type: ignore[arg-type]
+        loop="uvloop",
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,
+        backlog=server.backlog,
+        timeout_keep_alive=server.keep_alive_s,
+        timeout_graceful_shutdown=server.drain_timeout_s,
+    )
+    host, port = listener.getsockname()[:2]
+    print(f"gateway listening on http://{f'[{host}]' if ':' in host else host}:{port}", file=sys.stderr, flush=True)  # noqa: T201
+    gc.collect()
+    gc.freeze()  # what lives as long as the process need not be looked at again
+    Server(config, app).run(sockets=[listener])
+    return 0
+
+
+def check(args: argparse.Namespace) -> int:
+    settings = _load(args)
+    for name, model in settings.models.items():
+        for key, deployment in model.deployments.items():
+            urls = ", ".join(replica.url for replica in deployment.replicas.values())
+            print(f"{name} -> {key} ({deployment.engine}): {urls}")  # noqa: T201
+    keys = len(settings.auth.keys)
+    print(f"{args.config}: fine; {keys} API key{'' if keys == 1 else 's'}" + ("" if keys else ", open on loopback"))  # noqa: T201
+    return 0
+
+
+def key(args: argparse.Namespace) -> int:
+    secret, sha256 = new_key()
+    print(f"key (give it to {args.name}; it cannot be shown again):\n  {secret}\n")  # noqa: T201
+    print(f"configuration:\n  auth:\n    keys:\n      {args.name}: {{sha256: {sha256}}}")  # noqa: T201
+    return 0
+
+
+def schema(args: argparse.Namespace) -> int:  # noqa: ARG001
+    print(json.dumps(Settings.model_json_schema(), indent=2))  # noqa: T201
+    return 0
+
+
+def _load(args: argparse.Namespace) -> Settings:
+    overrides = {name: value for name in ("host", "port") if (value := getattr(args, name, None)) is not None}
+    settings = load(args.config, overrides)
+    kinds = engine_kinds()
+    for name, model in settings.models.items():
+        for key, deployment in model.deployments.items():
+            if deployment.engine not in kinds:
+                where = f"{args.config}: models.{name}.deployments.{key}.engine"
+                raise ConfigError(f"{where}: no engine {deployment.engine!r}; there are: {', '.join(kinds)}")
+    return settings
+
+
+def _listen(server: ServerSettings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
+    return socket.create_server((server.host, server.port), family=family, backlog=server.backlog)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="penstock gateway",
+        description="The OpenAI-compatible gateway in front of inference engines.",
+        epilog=EXAMPLE.format(kinds=" | ".join(engine_kinds())),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = commands.add_parser("serve", help="serve until SIGTERM or Ctrl-C, then let running streams finish")
+    run.add_argument("--config", type=Path, required=True, help="the configuration (YAML)")
+    run.add_argument("--host", help="overrides server.host")
+    run.add_argument("--port", type=int, help="overrides server.port; 0 picks a free one")
+    run.set_defaults(run=serve)
+    look = commands.add_parser("check", help="say what a configuration means, or what is wrong with it")
+    look.add_argument("config", type=Path, help="the configuration (YAML)")
+    look.set_defaults(run=check)
+    make = commands.add_parser("key", help="make an API key and the hash to configure")
+    make.add_argument("name", nargs="?", default="client", help="whose key it is, as the access log will name it")
+    make.set_defaults(run=key)
+    commands.add_parser("schema", help="print the JSON schema of the configuration").set_defaults(run=schema)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

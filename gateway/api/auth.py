@@ -1,0 +1,52 @@
+"""Who is asking: API keys, known only by their hashes.
+
+Keys are 256 random bits, so a plain SHA-256 is enough: there is nothing to guess. A key is looked up by
+the first bytes of its hash and compared in constant time.
+"""
+
+import hashlib
+import hmac
+import secrets
+
+from gateway.core.errors import Unauthorized
+
+PREFIX = "sk-penstock-"
+_SCHEME = b"bearer "
+
+
+def new_key() -> tuple[str, str]:
+    """A fresh key and the SHA-256 to put under `auth.keys`."""
+    key = PREFIX + secrets.token_urlsafe(32)
+    return key, hash_key(key)
+
+
+def hash_key(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+class Authenticator:
+    """`keys` maps the name of a key to its SHA-256 in hex; with none, everybody is let in."""
+
+    def __init__(self, keys: dict[str, str]) -> None:
+        self._by_start: dict[bytes, list[tuple[bytes, str]]] = {}
+        for name, sha256 in keys.items():
+            digest = bytes.fromhex(sha256)
+            self._by_start.setdefault(digest[:4], []).append((digest, name))
+
+    @property
+    def is_open(self) -> bool:
+        return not self._by_start
+
+    def authenticate(self, authorization: bytes | None) -> str | None:
+        """The name of the key in an `Authorization: Bearer` header. Raises Unauthorized (401)."""
+        if not self._by_start:
+            return None
+        if authorization is None:
+            raise Unauthorized("An API key is required: send the header 'Authorization: Bearer <key>'.")
+        if authorization[:7].lower() != _SCHEME:
+            raise Unauthorized("The Authorization header must be 'Bearer <key>'.")
+        digest = hashlib.sha256(authorization[7:].strip()).digest()
+        for known, name in self._by_start.get(digest[:4], ()):
+            if hmac.compare_digest(known, digest):
+                return name
+        raise Unauthorized("The API key is not known here.")

@@ -1,0 +1,78 @@
+"""The OpenAPI description at `/docs`: FastAPI's own routes plus the hot ones, from the types that check them."""
+
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from gateway.core.call import Endpoint
+from gateway.core.openai import FIELD_TYPES, REQUIRED
+
+_SUMMARIES = {
+    Endpoint.CHAT: "Chat completion, whole or as server-sent events",
+    Endpoint.COMPLETIONS: "Text completion, whole or as server-sent events",
+    Endpoint.EMBEDDINGS: "Embedding vectors (on engines that offer them)",
+}
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """The document, made once."""
+    if app.openapi_schema:
+        return app.openapi_schema
+    document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    components = document.setdefault("components", {}).setdefault("schemas", {})
+    components["Error"] = _ERROR
+    for endpoint in Endpoint:
+        document["paths"][f"/v1/{endpoint}"] = {"post": _operation(endpoint, components)}
+    app.openapi_schema = document
+    return document
+
+
+def _operation(endpoint: Endpoint, components: dict[str, Any]) -> dict[str, Any]:
+    types = FIELD_TYPES[endpoint]
+    schemas, found = msgspec.json.schema_components(types.values(), ref_template="#/components/schemas/{name}")
+    components.update(found)
+    body = {
+        "type": "object",
+        "required": list(REQUIRED[endpoint]),
+        "properties": dict(zip(types, schemas, strict=True)),
+        "additionalProperties": False,
+    }
+    answers: dict[str, Any] = {"200": {"description": "The engine's answer", "content": {"application/json": {}}}}
+    if endpoint is not Endpoint.EMBEDDINGS:
+        answers["200"]["content"]["text/event-stream"] = {}
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    for status, words in {
+        "400": "The request is wrong; `param` names the field",
+        "401": "No key, or not one of ours",
+        "404": "No such model",
+        "429": "Too many requests wait already",
+        "502": "The engine failed",
+        "503": "Nobody can answer now",
+        "504": "The engine, or the request's deadline, ran out of time",
+    }.items():
+        answers[status] = {"description": words, "content": error}
+    return {
+        "tags": ["inference"],
+        "summary": _SUMMARIES[endpoint],
+        "operationId": endpoint.name.lower(),
+        "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
+        "responses": answers,
+    }

@@ -1,0 +1,115 @@
+"""From the body of a POST to a `Call`: everything that can be checked without asking an engine.
+
+The body is scanned once into raw top-level fields; each known field is decoded only to check its
+type and range. The client's bytes are what goes upstream.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from gateway.core.call import Call, Endpoint
+from gateway.core.errors import InvalidRequest
+from gateway.core.openai import FIELD_TYPES, REQUIRED, StreamOptions
+
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_TRUE = b"true"
+_NULL = b"null"
+_STRUCTURE = re.compile(rb'"(?:[^"\\]+|\\.)*+"|[\[{]|[\]}]', re.DOTALL)
+_UNSET: tuple[None, None] = (None, None)
+
+
+@dataclass(slots=True)
+class Parser:
+    """Checks bodies of one endpoint. `depth_limit` bounds the nesting of arrays and objects."""
+
+    endpoint: Endpoint
+    depth_limit: int
+    decoders: dict[str, msgspec.json.Decoder[Any]] = field(init=False)
+    required: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.decoders = {name: msgspec.json.Decoder(type_) for name, type_ in FIELD_TYPES[self.endpoint].items()}
+        self.required = REQUIRED[self.endpoint]
+
+    def parse(self, body: bytes, request_id: str, received_s: float) -> Call:
+        """Raises InvalidRequest (400) naming the field, or NotFound for a model name that cannot be one."""
+        fields = self._scan(body)
+        values = self._check(fields)
+        stream = values.get("stream") is True
+        options = values.get("stream_options")
+        if options is not None and not stream:
+            raise InvalidRequest("'stream_options' is only allowed when 'stream' is true.", param="stream_options")
+        if values.get("top_logprobs") is not None and values.get("logprobs") is not True:
+            raise InvalidRequest("'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs")
+        if stream and values.get("best_of") not in (None, 1):
+            raise InvalidRequest("'best_of' cannot be used with 'stream'.", param="best_of")
+        return Call(
+            self.endpoint,
+            values["model"],
+            body,
+            fields,
+            stream=stream,
+            wants_usage=isinstance(options, StreamOptions) and options.include_usage,
+            request_id=request_id,
+            received_s=received_s,
+        )
+
+    def _scan(self, body: bytes) -> dict[str, msgspec.Raw]:
+        if body.count(b"[") + body.count(b"{") > self.depth_limit and depth(body, self.depth_limit) > self.depth_limit:
+            raise InvalidRequest(
+                f"The JSON body is nested deeper than {self.depth_limit} levels.", code="json_too_deep"
+            )
+        try:
+            if not body.isascii():
+                body.decode()
+            return _FIELDS.decode(body)
+        except UnicodeDecodeError as error:
+            raise InvalidRequest(
+                f"The request body is not valid UTF-8 (byte {error.start}).", code="invalid_utf8"
+            ) from None
+        except msgspec.ValidationError:
+            raise InvalidRequest("The request body must be a JSON object.", code="invalid_json") from None
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise InvalidRequest(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
+
+    def _check(self, fields: dict[str, msgspec.Raw]) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for name, raw in fields.items():
+            decoder = self.decoders.get(name)
+            if decoder is None:
+                raise InvalidRequest(f"Unknown field: {name!r}.", param=name[:128], code="unknown_parameter")
+            try:
+                values[name] = decoder.decode(raw)
+            except msgspec.ValidationError as error:
+                raise InvalidRequest(f"Invalid {name!r}: {_reason(error)}.", param=name, code="invalid_value") from None
+            except msgspec.DecodeError as error:
+                raise InvalidRequest(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
+        for name in self.required:
+            if name not in values:
+                raise InvalidRequest(
+                    f"Missing required field: {name!r}.", param=name, code="missing_required_parameter"
+                )
+        return values
+
+
+def _reason(error: msgspec.ValidationError) -> str:
+    reason = str(error).replace(" - at `$", " - at `")
+    return reason[0].lower() + reason[1:].removesuffix(" - at ``")
+
+
+def depth(body: bytes, limit: int) -> int:
+    """Nesting of arrays and objects, counted outside strings; stops one past `limit`."""
+    level = deepest = 0
+    for match in _STRUCTURE.finditer(body):
+        token = match[0]
+        if token in (b"[", b"{"):
+            level += 1
+            deepest = max(deepest, level)
+            if deepest > limit:
+                break
+        elif token in (b"]", b"}"):
+            level -= 1
+    return deepest

@@ -1,0 +1,152 @@
+"""Everything that is not hot, in FastAPI: models, health, readiness, metrics, the API's description.
+
+Errors of the framework itself (unknown path, wrong method, bad parameters) leave in OpenAI's shape too.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway.api.auth import Authenticator
+from gateway.api.describe import describe
+from gateway.api.errors import error_body, error_headers
+from gateway.api.request_id import accept_request_id
+from gateway.core.errors import InvalidRequest, MethodNotAllowed, ModelNotFound, NotFound, PenstockError
+from gateway.routing.router import Model
+from gateway.serving.serve import Service
+from gateway.telemetry.metrics import Metrics
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+def make_web_app(
+    service: Service, models: dict[str, Model], auth: Authenticator, metrics: Metrics, lifespan: Lifespan
+) -> FastAPI:
+    app = FastAPI(title="Penstock", version="0.1.0", lifespan=lifespan, redoc_url=None)
+    app.include_router(_operations(service, models, metrics))
+    app.include_router(_models(models, auth))
+    app.add_exception_handler(PenstockError, _penstock_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(Exception, _crash)
+    app.add_middleware(RequestId)
+    app.openapi = lambda: describe(app)  # type: ignore[method-assign]
+    return app
+
+
+def _operations(service: Service, models: dict[str, Model], metrics: Metrics) -> APIRouter:
+    router = APIRouter(tags=["operations"])
+
+    @router.get("/health", summary="Is the process alive")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @router.get("/ready", summary="Can it answer: 200 once a replica of any model generated a token")
+    async def ready() -> JSONResponse:
+        states = {model.name: _model_state(model) for model in models.values()}
+        able = any(model.is_ready for model in models.values())
+        status = "draining" if service.is_draining else "ready" if able else "not ready"
+        is_ready = able and not service.is_draining
+        return JSONResponse({"status": status, "models": states}, 200 if is_ready else 503)
+
+    @router.get("/metrics", summary="Prometheus metrics")
+    async def metrics_page() -> Response:
+        return Response(metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return router
+
+
+def _model_state(model: Model) -> dict[str, Any]:
+    replicas = {
+        f"{deployment.name}/{replica.name}": str(replica.state) + (f": {replica.reason}" if replica.reason else "")
+        for deployment in model.deployments
+        for replica in deployment.replicas
+    }
+    return {"ready": model.is_ready, "replicas": replicas}
+
+
+def _models(models: dict[str, Model], auth: Authenticator) -> APIRouter:
+    async def authenticated(request: Request) -> None:
+        header = request.headers.get("authorization")
+        auth.authenticate(None if header is None else header.encode("latin-1"))
+
+    router = APIRouter(tags=["models"], dependencies=[Depends(authenticated)])
+
+    @router.get("/v1/models", summary="The models that can be asked for")
+    async def list_models() -> dict[str, Any]:
+        return {"object": "list", "data": [_card(name, model) for name, model in models.items()]}
+
+    @router.get("/v1/models/{model_id:path}", summary="One model; its id may contain slashes")
+    async def get_model(model_id: str) -> dict[str, Any]:
+        if model_id not in models:
+            raise ModelNotFound(f"The model {model_id[:128]!r} does not exist.", param="model")
+        return _card(model_id, models[model_id])
+
+    return router
+
+
+def _card(name: str, model: Model) -> dict[str, Any]:
+    """OpenAI's model object, and what the engine says of the checkpoint behind it."""
+    card: dict[str, Any] = {"id": name, "object": "model", "created": model.created, "owned_by": "penstock"}
+    if name != model.name:
+        card["root"] = model.name
+    for deployment in model.deployments:
+        for replica in deployment.replicas:
+            extra = {key: replica.model_card[key] for key in ("max_model_len", "penstock") if key in replica.model_card}
+            if extra:
+                return card | extra
+    return card
+
+
+class RequestId:
+    """Every answer carries `x-request-id`, the client's own where it sent a sane one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = accept_request_id(dict(scope["headers"]).get(b"x-request-id"))
+
+        async def send_with_id(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id)]
+            await send(message)
+
+        await self.app(scope, receive, send_with_id)
+
+
+async def _penstock_error(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    assert isinstance(error, PenstockError)
+    return Response(error_body(error), error.status, error_headers(error), "application/json")
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    ours: PenstockError
+    if error.status_code == 404:
+        ours = NotFound(f"No route {request.method} {request.url.path[:256]}.")
+    elif error.status_code == 405:
+        ours = MethodNotAllowed(f"{request.url.path[:256]} does not take {request.method}.")
+    else:
+        ours = InvalidRequest(str(error.detail))
+        ours.status = error.status_code
+    response = await _penstock_error(request, ours)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _validation_error(request: Request, error: Exception) -> Response:
+    return await _penstock_error(request, InvalidRequest(str(error)))
+
+
+async def _crash(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    return await _penstock_error(request, PenstockError("The gateway failed; its log says why."))

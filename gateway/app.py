@@ -1,0 +1,123 @@
+"""Joins the parts. The only place where settings become objects and objects meet."""
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from fastapi import FastAPI
+
+from gateway.api.auth import Authenticator
+from gateway.api.inference import hot_routes
+from gateway.api.web import make_web_app
+from gateway.api.wire import Wire
+from gateway.backends.openai_http import Patience
+from gateway.backends.registry import make_backend
+from gateway.core.call import Endpoint
+from gateway.core.replica import Replica
+from gateway.routing.deployment import Deployment
+from gateway.routing.health import HealthWatch
+from gateway.routing.policies import POLICIES
+from gateway.routing.router import Model, Router
+from gateway.serving.serve import Service
+from gateway.settings import DeploymentSettings, Settings
+from gateway.telemetry.logs import AccessLog
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.record import Telemetry
+from gateway.telemetry.tracing import make_tracer
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """`web` is the ASGI application (its lifespan opens and closes everything), `wire` what serves the hot
+    routes in front of it, `service` the core under both."""
+
+    web: FastAPI
+    wire: Wire
+    service: Service
+
+
+def create_app(settings: Settings) -> App:
+    """Raises LookupError for an engine nobody knows, OSError when the access log cannot be opened."""
+    metrics = Metrics()
+    models = _models(settings, metrics)
+    watches = {d: _watch(d, settings) for model in models for d in model.deployments}
+    by_name = {model.name: model for model in models}
+    for model in models:
+        by_name |= dict.fromkeys(settings.models[model.name].aliases, model)
+    telemetry = Telemetry(metrics, _access_log(settings, metrics), make_tracer(settings.telemetry))
+    service = Service(
+        Router(by_name),
+        watches,
+        telemetry,
+        max_attempts=settings.max_attempts,
+        send_timeout_s=settings.server.send_timeout_s,
+    )
+    auth = Authenticator({name: key.sha256 for name, key in settings.auth.keys.items()})
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
+        for watch in watches.values():
+            watch.start()
+        yield
+        for watch in watches.values():
+            await watch.stop()
+        for deployment in watches:
+            await deployment.backend.aclose()
+        telemetry.close()
+
+    server = settings.server
+    wire = Wire(
+        hot_routes(service, auth, server.json_depth_limit),
+        server.body_limit_bytes,
+        server.header_limit_bytes,
+        server.receive_timeout_s,
+    )
+    return App(make_web_app(service, by_name, auth, metrics, lifespan), wire, service)
+
+
+def _models(settings: Settings, metrics: Metrics) -> list[Model]:
+    created = int(time.time())
+    return [
+        Model(
+            name,
+            [_deployment(name, key, deployment, metrics) for key, deployment in model.deployments.items()],
+            created,
+        )
+        for name, model in settings.models.items()
+    ]
+
+
+def _deployment(model: str, name: str, settings: DeploymentSettings, metrics: Metrics) -> Deployment:
+    patience = Patience(settings.connect_timeout_s, settings.first_token_timeout_s, settings.idle_timeout_s)
+    series = metrics.new_series(model, name)
+    replicas = [
+        Replica(key, replica.url, settings.model or model, replica.max_in_flight, replica.api_key)
+        for key, replica in settings.replicas.items()
+    ]
+    for replica in replicas:
+        series.replica_ready(replica.name, is_ready=False)
+    return Deployment(
+        name=name,
+        model=model,
+        backend=make_backend(settings.engine, patience),
+        policy=POLICIES[settings.policy](),
+        replicas=replicas,
+        series=series,
+        weight=settings.weight,
+        deadline_s=settings.deadline_s,
+        max_waiting=settings.max_waiting,
+        queue_timeout_s=settings.queue_timeout_s,
+        warm_up=None if settings.warm_up == "none" else Endpoint[settings.warm_up.upper()],
+    )
+
+
+def _watch(deployment: Deployment, settings: Settings) -> HealthWatch:
+    return HealthWatch(deployment, settings.models[deployment.model].deployments[deployment.name].probe_interval_s)
+
+
+def _access_log(settings: Settings, metrics: Metrics) -> AccessLog | None:
+    if not settings.telemetry.access_log:
+        return None
+    path = settings.telemetry.access_log_path
+    return AccessLog(str(path) if path else None, metrics.log_lines_lost)

@@ -1,0 +1,306 @@
+"""Our HTTP/1.1 client for engines: one asyncio.Protocol per connection, pooled, no task per request.
+
+Why not a library: this is the hot half of the request path. A connection parses with one httptools
+parser for its life, buffers what arrives (bounded: the socket is not read while the reader is behind)
+and is used again only when a response ended cleanly. Nothing here knows about OpenAI.
+
+Time limits cost nothing per request: each connection holds the moment its patience ends, and the
+pool sweeps all busy connections a few times a second.
+"""
+
+import asyncio
+import ssl
+import time
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+import httptools
+
+from gateway.core.errors import DeadlineExceeded, PenstockError, UpstreamError, UpstreamTimeout
+
+HIGH_WATER_BYTES = 256 * 2**10
+LOW_WATER_BYTES = 64 * 2**10
+SWEEP_S = 0.1
+HEADERS_LIMIT = 256
+FOREVER = float("inf")
+
+
+class Connection(asyncio.Protocol):
+    """One connection to a replica; one request at a time.
+
+    Use: `send()`, then `await head()`, then `await read()` until it returns b"", then `release()`.
+    Or `close()` at any moment: the engine sees the connection go and aborts its work.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_buffered_bytes",
+        "_error",
+        "_has_length",
+        "_is_reading",
+        "_parser",
+        "_pool",
+        "_waiter",
+        "deadline_s",
+        "headers",
+        "is_complete",
+        "is_reused",
+        "patience_s",
+        "status",
+        "timeout_words",
+        "transport",
+    )
+
+    def __init__(self, pool: "Pool") -> None:
+        self._pool = pool
+        self._parser = httptools.HttpResponseParser(self)
+        self._waiter: asyncio.Future[None] | None = None
+        self._is_reading = True
+        self.transport: asyncio.Transport | None = None
+        self.is_reused = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self._buffer: list[bytes] = []
+        self._buffered_bytes = 0
+        self._error: PenstockError | None = None
+        self._has_length = False
+        self.status = 0
+        self.headers: dict[bytes, bytes] = {}
+        self.is_complete = False
+        self.deadline_s = FOREVER  # the request's own end
+        self.patience_s = FOREVER  # the replica must have said something by then
+        self.timeout_words = ""
+
+    # ---- use ----
+
+    def send(self, head: bytes, body: bytes, deadline_s: float) -> None:
+        """Write a request: `head` ends in the blank line. `deadline_s` is monotonic."""
+        assert self.transport is not None
+        self._reset()
+        self.deadline_s = deadline_s
+        if len(body) > 65536:
+            self.transport.writelines([head, body])
+        else:
+            self.transport.write(head + body)
+
+    def expect_within(self, timeout_s: float, words: str) -> None:
+        """From now on the replica may be silent for `timeout_s`; `words` name the limit in the error."""
+        self.patience_s = time.monotonic() + timeout_s
+        self.timeout_words = words
+
+    async def head(self) -> int:
+        """The status; headers are in `headers`, names lower-case. Raises UpstreamError, DeadlineExceeded."""
+        while not self.status:
+            await self._wait()
+        return self.status
+
+    async def read(self) -> bytes:
+        """What has arrived since the last read, at least one byte; b"" at the end of the response."""
+        while not self._buffer:
+            if self.is_complete:
+                return b""
+            await self._wait()
+        data = self._buffer[0] if len(self._buffer) == 1 else b"".join(self._buffer)
+        self._buffer = []
+        self._buffered_bytes = 0
+        if not self._is_reading and self.transport is not None:
+            self._is_reading = True
+            self.transport.resume_reading()
+        return data
+
+    async def read_all(self, limit_bytes: int) -> bytes:
+        """The whole body. Raises UpstreamError when it is larger than `limit_bytes`."""
+        parts = []
+        size = 0
+        while data := await self.read():
+            parts.append(data)
+            size += len(data)
+            if size > limit_bytes:
+                raise UpstreamError(f"The engine's answer is larger than {limit_bytes} bytes.")
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def release(self) -> None:
+        """Give the connection back; it is closed instead when its response did not end cleanly."""
+        self._pool.give_back(self)
+
+    def close(self) -> None:
+        self._pool.forget(self)
+        if self.transport is not None:
+            self.transport.abort()
+
+    @property
+    def may_be_reused(self) -> bool:
+        return (
+            self.is_complete
+            and self._error is None
+            and self._has_length
+            and not self._buffer
+            and self._is_reading
+            and self.transport is not None
+            and not self.transport.is_closing()
+            and self._parser.should_keep_alive()
+        )
+
+    @property
+    def nothing_received(self) -> bool:
+        return not self.status and not self.headers
+
+    async def _wait(self) -> None:
+        if self._error is not None:
+            raise self._error
+        self._waiter = self._pool.loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def fail(self, error: PenstockError) -> None:
+        """The response will not come: whoever waits gets `error`."""
+        if self._error is None:
+            self._error = error
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(self._error)
+
+    def check_time(self, now_s: float) -> None:
+        """Called by the sweep. Only a waiting reader is hurt by silence, not one held up by its client."""
+        if self._waiter is None:
+            return
+        if now_s >= self.deadline_s:
+            self.fail(DeadlineExceeded("The request's deadline is over."))
+        elif now_s >= self.patience_s:
+            self.fail(UpstreamTimeout(f"The engine was silent for too long ({self.timeout_words})."))
+
+    # ---- asyncio.Protocol ----
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._pool.forget(self)
+        if self.status and not self._has_length and not self.is_complete and exc is None:
+            self.is_complete = True  # a response without a length ends with the connection
+            self._wake()
+        elif not self.is_complete:
+            self.fail(UpstreamError("The engine closed the connection before its answer was complete."))
+
+    def data_received(self, data: bytes) -> None:
+        if self.is_complete:
+            self.close()  # bytes nobody asked for: never let them start the next answer
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self.fail(UpstreamError(f"The engine answered with invalid HTTP: {error}."))
+            self.close()
+            return
+        if self._buffered_bytes > HIGH_WATER_BYTES and self._is_reading and self.transport is not None:
+            self._is_reading = False
+            self.transport.pause_reading()
+        if self._waiter is not None:
+            self._wake()
+
+    # ---- httptools ----
+
+    def on_message_begin(self) -> None:
+        if self.is_complete:  # a second answer to one request: keep it from ever reaching a client
+            self.fail(UpstreamError("The engine sent more than one answer."))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if len(self.headers) >= HEADERS_LIMIT:
+            raise ValueError("too many headers")
+        name = name.lower()
+        if name in (b"content-length", b"transfer-encoding"):
+            self._has_length = True
+        self.headers[name] = value
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status >= 200 and not self.is_complete:
+            self.status = status
+
+    def on_body(self, body: bytes) -> None:
+        if not self.is_complete:
+            self._buffer.append(body)
+            self._buffered_bytes += len(body)
+
+    def on_message_complete(self) -> None:
+        if self.status:
+            self.is_complete = True
+        else:
+            self.headers = {}  # an informational response (100 Continue)
+
+
+class Pool:
+    """Connections to one replica: last in, first out; idle ones are closed when the engine closes them."""
+
+    def __init__(
+        self, url: str, *, connect_timeout_s: float, on_connect_error: Callable[[UpstreamError], None] | None = None
+    ) -> None:
+        parts = urlsplit(url)
+        self.host = parts.hostname or ""
+        self.is_tls = parts.scheme == "https"
+        self.port = parts.port or (443 if self.is_tls else 80)
+        self.host_header = parts.netloc.rpartition("@")[2].encode()
+        self.prefix = parts.path.rstrip("/").encode()
+        self.connect_timeout_s = connect_timeout_s
+        self.on_connect_error = on_connect_error
+        self.loop = asyncio.get_running_loop()
+        self._ssl = ssl.create_default_context() if self.is_tls else None
+        self._idle: list[Connection] = []
+        self._busy: set[Connection] = set()
+        self._sweep_handle: asyncio.TimerHandle | None = None
+
+    async def take(self, *, fresh: bool = False) -> Connection:
+        """A connection nobody else uses. Raises UpstreamError when the replica cannot be reached."""
+        if self._idle and not fresh:
+            connection = self._idle.pop()
+            connection.is_reused = True
+        else:
+            connection = await self._connect()
+        self._busy.add(connection)
+        if self._sweep_handle is None:
+            self._sweep_handle = self.loop.call_later(SWEEP_S, self._sweep)
+        return connection
+
+    async def _connect(self) -> Connection:
+        try:
+            async with asyncio.timeout(self.connect_timeout_s):
+                _, connection = await self.loop.create_connection(
+                    lambda: Connection(self), self.host, self.port, ssl=self._ssl
+                )
+        except (OSError, TimeoutError) as error:
+            reason = "connecting took too long" if isinstance(error, TimeoutError) else (error.strerror or str(error))
+            failure = UpstreamError(f"The engine cannot be reached: {reason}.")
+            if self.on_connect_error is not None:
+                self.on_connect_error(failure)
+            raise failure from error
+        return connection
+
+    def give_back(self, connection: Connection) -> None:
+        if connection.may_be_reused:
+            self._busy.discard(connection)
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    def forget(self, connection: Connection) -> None:
+        self._busy.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def close(self) -> None:
+        for connection in [*self._idle, *self._busy]:
+            connection.close()
+        if self._sweep_handle is not None:
+            self._sweep_handle.cancel()
+
+    def _sweep(self) -> None:
+        now_s = time.monotonic()
+        for connection in self._busy:
+            connection.check_time(now_s)
+        self._sweep_handle = self.loop.call_later(SWEEP_S, self._sweep) if self._busy else None

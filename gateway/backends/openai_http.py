@@ -1,0 +1,225 @@
+"""Any engine that speaks OpenAI over HTTP/1.1; the other HTTP backends hold only what differs.
+
+The client's body goes upstream as it came, unless the model's name, an identifier the engine does not
+take, or the wish for a usage count must change it. Answers come back as bytes (sse.py).
+"""
+
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import msgspec
+
+from gateway.backends.errors import engine_error
+from gateway.backends.http11 import Connection, Pool
+from gateway.backends.sse import StreamReader, model_renames
+from gateway.core.call import Call, Chunk, Endpoint, Reply, Usage
+from gateway.core.errors import EngineRefused, PenstockError, UpstreamError, UpstreamTimeout
+from gateway.core.openai import OPENAI_FIELDS
+from gateway.core.replica import Probe, Replica
+
+ANSWER_LIMIT_BYTES = 256 * 2**20
+ERROR_LIMIT_BYTES = 2**20
+IDENTIFIERS = frozenset({"user", "safety_identifier"})
+"""Fields that name the caller and never change an answer: accepted everywhere, sent where taken."""
+
+_WANTS_USAGE = msgspec.Raw(b'{"include_usage":true}')
+_DONE = b"data: [DONE]\n\n"
+
+
+class _AnswerChoice(msgspec.Struct, gc=False):
+    finish_reason: str | None = None
+
+
+class _Answer(msgspec.Struct, gc=False):
+    choices: list[_AnswerChoice] = []
+    data: msgspec.Raw = msgspec.Raw(b"")
+    usage: Usage | None = None
+    error: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Models(msgspec.Struct):
+    data: list[dict[str, object]] = []
+
+
+_DECODE_ANSWER = msgspec.json.Decoder(_Answer).decode
+_DECODE_MODELS = msgspec.json.Decoder(_Models).decode
+
+_WARM_UP: dict[Endpoint, dict[str, object]] = {
+    Endpoint.CHAT: {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1},
+    Endpoint.COMPLETIONS: {"prompt": "Hello", "max_tokens": 1},
+    Endpoint.EMBEDDINGS: {"input": "Hello"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a replica may take, in seconds: to be connected, to its first token, between tokens."""
+
+    connect_timeout_s: float = 5.0
+    first_token_timeout_s: float = 120.0
+    idle_timeout_s: float = 60.0
+    probe_timeout_s: float = 5.0
+
+
+class OpenAIHTTP:
+    """The plain dialect: OpenAI's own fields, `/v1/models` as the probe."""
+
+    kind: ClassVar[str] = "openai"
+    fields: ClassVar[Mapping[Endpoint, frozenset[str]]] = OPENAI_FIELDS
+    probe_path: ClassVar[str] = "/v1/models"
+
+    def __init__(self, patience: Patience) -> None:
+        self.patience = patience
+        self._pools: dict[str, Pool] = {}
+        self._first_words = f"no first token after {patience.first_token_timeout_s:g} s"
+        self._idle_words = f"nothing for {patience.idle_timeout_s:g} s in the middle of its answer"
+
+    # ---- the contract ----
+
+    async def complete(self, replica: Replica, call: Call) -> Reply:
+        connection = await self._open(replica, call)
+        try:
+            body = await connection.read_all(ANSWER_LIMIT_BYTES)
+        finally:
+            connection.release()
+        return self._reply(body, replica, call)
+
+    async def stream(self, replica: Replica, call: Call) -> AsyncGenerator[Chunk, None]:
+        connection = await self._open(replica, call)
+        try:
+            if not connection.headers.get(b"content-type", b"").startswith(b"text/event-stream"):
+                raise engine_error(502, await connection.read_all(ERROR_LIMIT_BYTES))
+            rename = (replica.served_model, call.model) if replica.served_model != call.model else None
+            reader = StreamReader(rename=rename, drop_usage=not call.wants_usage)
+            is_finished = False
+            while data := await connection.read():
+                chunk = reader.feed(data)
+                if chunk is None:
+                    continue
+                if chunk.contents:
+                    connection.expect_within(self.patience.idle_timeout_s, self._idle_words)
+                is_finished = is_finished or chunk.finish_reason is not None
+                yield chunk
+            if reader.is_done:
+                return
+            if reader.has_partial_event or not is_finished:
+                raise UpstreamError("The engine ended its stream before the answer was finished.")
+            yield Chunk(_DONE)  # engines that never say [DONE]: clients wait for it
+        finally:
+            connection.release()
+
+    async def probe(self, replica: Replica) -> Probe:
+        try:
+            status, body = await self._get(replica, self.probe_path)
+            if status != 200:
+                return Probe(up=False, reason=f"{self.probe_path} answers HTTP {status}")
+            if self.probe_path != "/v1/models":
+                status, body = await self._get(replica, "/v1/models")
+            models = _DECODE_MODELS(body).data if status == 200 else []
+        except PenstockError as error:
+            return Probe(up=False, reason=error.message)
+        except msgspec.DecodeError as error:
+            return Probe(up=False, reason=f"/v1/models is not an OpenAI model list: {error}")
+        return Probe(up=True, models={str(model.get("id")): model for model in models})
+
+    async def warm_up(self, replica: Replica, endpoint: Endpoint) -> None:
+        body = msgspec.json.encode({"model": replica.served_model, **_WARM_UP[endpoint]})
+        call = Call(endpoint, replica.served_model, body, {}, stream=False, wants_usage=False,
+                    request_id="penstock-warm-up", received_s=0.0)  # fmt: skip
+        connection = await self._send(replica, call, body)
+        try:
+            answer = _DECODE_ANSWER(await connection.read_all(ANSWER_LIMIT_BYTES))
+        except msgspec.DecodeError as error:
+            raise UpstreamError(f"The engine's answer is not JSON: {error}.") from None
+        finally:
+            connection.release()
+        if not answer.choices and not answer.data:
+            raise UpstreamError("The engine answered the warm-up request without a token.")
+
+    async def aclose(self) -> None:
+        for pool in self._pools.values():
+            pool.close()
+
+    # ---- one attempt ----
+
+    async def _open(self, replica: Replica, call: Call) -> Connection:
+        return await self._send(replica, call, self._body(replica, call))
+
+    async def _send(self, replica: Replica, call: Call, body: bytes) -> Connection:
+        """Send and await the status; a connection with a 200 head, or the error the engine gave."""
+        pool = self._pool(replica)
+        head = self._head(pool, replica, call, len(body))
+        connection = await pool.take()
+        while True:
+            try:
+                connection.send(head, body, call.deadline_s)
+                connection.expect_within(self.patience.first_token_timeout_s, self._first_words)
+                status = await connection.head()
+                if status == 200:
+                    return connection
+                answer = await connection.read_all(ERROR_LIMIT_BYTES)
+                raise engine_error(status, answer, connection.headers.get(b"retry-after"))
+            except UpstreamError as error:
+                connection.release()
+                if not (connection.is_reused and connection.nothing_received) or isinstance(error, UpstreamTimeout):
+                    raise
+                connection = await pool.take(fresh=True)  # the engine had closed an idle connection: its right
+            except BaseException:
+                connection.release()
+                raise
+
+    def _body(self, replica: Replica, call: Call) -> bytes:
+        changes: dict[str, msgspec.Raw] = {}
+        if replica.served_model != call.model:
+            changes["model"] = msgspec.Raw(msgspec.json.encode(replica.served_model))
+        if call.stream and not call.wants_usage and "stream_options" in self.fields[call.endpoint]:
+            changes["stream_options"] = _WANTS_USAGE
+        accepted = self.fields[call.endpoint]
+        if not changes and call.fields.keys() <= accepted:
+            return call.body
+        kept = {name: raw for name, raw in call.fields.items() if name in accepted}
+        return msgspec.json.encode(kept | changes)
+
+    def _head(self, pool: Pool, replica: Replica, call: Call, length: int) -> bytes:
+        extra = b"authorization: Bearer %b\r\n" % replica.api_key.encode() if replica.api_key else b""
+        if call.traceparent:
+            extra += b"traceparent: %b\r\n" % call.traceparent.encode()
+        return (
+            b"POST %b/v1/%b HTTP/1.1\r\nhost: %b\r\nuser-agent: penstock\r\ncontent-type: application/json\r\n"
+            b"x-request-id: %b\r\n%bcontent-length: %d\r\n\r\n"
+        ) % (pool.prefix, call.endpoint.encode(), pool.host_header, call.request_id.encode(), extra, length)
+
+    def _reply(self, body: bytes, replica: Replica, call: Call) -> Reply:
+        try:
+            answer = _DECODE_ANSWER(body)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise UpstreamError(f"The engine's answer is not the JSON it should be: {error}.") from None
+        if answer.error != b"null":
+            raise engine_error(502, body)
+        if replica.served_model != call.model:
+            for old, new in model_renames(replica.served_model, call.model):
+                body = body.replace(old, new, 1)
+        reasons = tuple(choice.finish_reason for choice in answer.choices if choice.finish_reason)
+        return Reply(body, answer.usage, reasons)
+
+    async def _get(self, replica: Replica, path: str) -> tuple[int, bytes]:
+        pool = self._pool(replica)
+        connection = await pool.take()
+        try:
+            auth = f"authorization: Bearer {replica.api_key}\r\n" if replica.api_key else ""
+            head = f"GET {pool.prefix.decode()}{path} HTTP/1.1\r\nhost: {pool.host_header.decode()}\r\n{auth}\r\n"
+            connection.send(head.encode(), b"", float("inf"))
+            connection.expect_within(self.patience.probe_timeout_s, f"{path} took {self.patience.probe_timeout_s:g} s")
+            return await connection.head(), await connection.read_all(ERROR_LIMIT_BYTES)
+        finally:
+            connection.release()
+
+    def _pool(self, replica: Replica) -> Pool:
+        pool = self._pools.get(replica.url)
+        if pool is None:
+            pool = self._pools[replica.url] = Pool(replica.url, connect_timeout_s=self.patience.connect_timeout_s)
+        return pool
+
+
+__all__ = ["IDENTIFIERS", "EngineRefused", "OpenAIHTTP", "Patience"]

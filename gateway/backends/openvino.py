@@ -1,0 +1,23 @@
+"""The embedded engine (services/openvino): OpenAI plus the extension fields it acts on. No embeddings."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from gateway.backends.openai_http import OpenAIHTTP
+from gateway.core.call import Endpoint
+from gateway.core.openai import OPENAI_FIELDS
+
+_EXTENSIONS = {
+    "top_k", "min_p", "repetition_penalty", "ignore_eos", "min_tokens", "stop_token_ids",
+    "include_stop_str_in_output", "structured_outputs",
+}  # fmt: skip
+_NOT_YET = {"user", "safety_identifier", "logit_bias", "suffix", "best_of", "reasoning_effort"}
+
+
+class OpenVINO(OpenAIHTTP):
+    kind: ClassVar[str] = "openvino"
+    probe_path: ClassVar[str] = "/health"
+    fields: ClassVar[Mapping[Endpoint, frozenset[str]]] = {
+        Endpoint.CHAT: OPENAI_FIELDS[Endpoint.CHAT] - _NOT_YET | _EXTENSIONS,
+        Endpoint.COMPLETIONS: OPENAI_FIELDS[Endpoint.COMPLETIONS] - _NOT_YET | _EXTENSIONS,
+    }

@@ -1,0 +1,26 @@
+"""The only place that names concrete backends. Others plug in through the entry-point group
+`penstock.backends`: a name and a class that takes `Patience` and keeps the contract of base.py."""
+
+from importlib.metadata import entry_points
+
+from gateway.backends.base import Backend
+from gateway.backends.openai_http import OpenAIHTTP, Patience
+from gateway.backends.openvino import OpenVINO
+from gateway.backends.vllm import VLLM
+
+BUILT_IN: dict[str, type[OpenAIHTTP]] = {cls.kind: cls for cls in (OpenAIHTTP, VLLM, OpenVINO)}
+
+
+def engine_kinds() -> list[str]:
+    """Names a deployment's `engine` may have."""
+    return sorted({*BUILT_IN, *(ep.name for ep in entry_points(group="penstock.backends"))})
+
+
+def make_backend(kind: str, patience: Patience) -> Backend:
+    """Raises LookupError when no backend has that name."""
+    if kind in BUILT_IN:
+        return BUILT_IN[kind](patience)
+    for entry_point in entry_points(group="penstock.backends", name=kind):
+        backend: Backend = entry_point.load()(patience)
+        return backend
+    raise LookupError(f"no backend for engine {kind!r}; there are: {', '.join(engine_kinds())}")

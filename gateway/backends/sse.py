@@ -1,0 +1,160 @@
+"""Reading an engine's event stream without rewriting it.
+
+Bytes are cut at event boundaries and relayed as they came. Each event is decoded into the few fields
+that are read: does it carry content, usage, a finish reason, an error. Two things may be changed: the
+model's name, and the usage event a client did not ask for (we ask the engine for it, to count tokens).
+
+An event carries content when a choice has text, reasoning, or tool-call arguments that are not empty;
+role, finish and usage events, comments and `[DONE]` do not (docs/request-life.md; OpenAI chat streaming).
+"""
+
+import re
+
+import msgspec
+
+from gateway.backends.errors import stream_error
+from gateway.core.call import Chunk, Usage
+from gateway.core.errors import UpstreamError
+
+EVENT_LIMIT_BYTES = 16 * 2**20
+_BOUNDARY = re.compile(rb"\r?\n\r?\n|\r\r")
+_EMPTY = (b"", b'""', b"null", b"[]")
+_NONE = msgspec.Raw(b"")
+
+
+class _Function(msgspec.Struct, gc=False):
+    arguments: msgspec.Raw = _NONE
+
+
+class _ToolCall(msgspec.Struct, gc=False):
+    function: _Function | None = None
+
+
+class _Delta(msgspec.Struct, gc=False):
+    content: msgspec.Raw = _NONE
+    reasoning: msgspec.Raw = _NONE
+    reasoning_content: msgspec.Raw = _NONE
+    refusal: msgspec.Raw = _NONE
+    tool_calls: list[_ToolCall] | None = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    delta: _Delta | None = None
+    text: msgspec.Raw = _NONE
+    finish_reason: str | None = None
+
+
+class _Event(msgspec.Struct, gc=False):
+    choices: list[_Choice] = []
+    usage: Usage | None = None
+    error: msgspec.Raw = _NONE
+
+
+_DECODE = msgspec.json.Decoder(_Event).decode
+
+
+def _has_content(choice: _Choice) -> bool:
+    delta = choice.delta
+    if delta is None:
+        return choice.text not in _EMPTY
+    if delta.content not in _EMPTY:
+        return True
+    if delta.tool_calls:
+        return any(call.function is not None and call.function.arguments not in _EMPTY for call in delta.tool_calls)
+    return delta.reasoning not in _EMPTY or delta.reasoning_content not in _EMPTY or delta.refusal not in _EMPTY
+
+
+class StreamReader:
+    """Cuts one response body into `Chunk`s. `rename` is (name the engine uses, name the client sees)."""
+
+    __slots__ = ("_drop_usage", "_renames", "_tail", "is_done")
+
+    def __init__(self, *, rename: tuple[str, str] | None, drop_usage: bool) -> None:
+        self._tail = b""
+        self._drop_usage = drop_usage
+        self._renames = model_renames(*rename) if rename else ()
+        self.is_done = False
+
+    @property
+    def has_partial_event(self) -> bool:
+        return bool(self._tail.strip())
+
+    def feed(self, data: bytes) -> Chunk | None:
+        """The complete events in what has arrived, or None while the next one is incomplete."""
+        if self._tail:
+            data = self._tail + data
+        if data.endswith(b"\n\n") or data.endswith(b"\r\n\r\n"):
+            self._tail = b""
+        else:
+            data, self._tail = _cut(data)
+            if len(self._tail) > EVENT_LIMIT_BYTES:
+                raise UpstreamError("The engine sent an event larger than the gateway holds.")
+            if not data:
+                return None
+        for old, new in self._renames:
+            data = data.replace(old, new)
+        return self._read(data)
+
+    def _read(self, data: bytes) -> Chunk:
+        chunk = Chunk(data)
+        kept: list[bytes] | None = None  # only built when an event must go
+        events = data.split(b"\n\n") if b"\r" not in data else _BOUNDARY.split(data)
+        for index, event in enumerate(events):
+            keep = True
+            if event.startswith(b"data:"):
+                keep = self._read_event(event[5:].lstrip(b" "), chunk)
+            elif event and not event.startswith(b":"):
+                payload = _payload(event)
+                keep = not payload or self._read_event(payload, chunk)
+            if not keep and kept is None:
+                kept = events[:index]
+            elif keep and kept is not None:
+                kept.append(event)
+            if chunk.error is not None:
+                break
+        if kept is not None:
+            chunk.data = b"".join([event + b"\n\n" for event in kept if event])
+        return chunk
+
+    def _read_event(self, payload: bytes, chunk: Chunk) -> bool:
+        """Fill `chunk` from one event; False when the event is not for the client."""
+        if payload.startswith(b"[DONE]"):
+            self.is_done = True
+            return True
+        try:
+            event = _DECODE(payload)
+        except (msgspec.DecodeError, RecursionError):
+            return True  # not ours to judge: relayed as it came, counted as nothing
+        if event.error is not _NONE and event.error != b"null":
+            chunk.error = stream_error(payload)
+            return False
+        if event.usage is not None:
+            chunk.usage = event.usage
+        has_content = False
+        for choice in event.choices:
+            if choice.finish_reason is not None:
+                chunk.finish_reason = choice.finish_reason
+            has_content = has_content or _has_content(choice)
+        chunk.contents += has_content
+        return not (self._drop_usage and event.usage is not None and not event.choices)
+
+
+def _cut(data: bytes) -> tuple[bytes, bytes]:
+    end = max((match.end() for match in _BOUNDARY.finditer(data)), default=0)
+    return data[:end], data[end:]
+
+
+def _payload(event: bytes) -> bytes:
+    """Joined `data` lines of an event that opens with another field (`event:`, `id:`)."""
+    lines = [line[5:].lstrip(b" ") for line in event.splitlines() if line.startswith(b"data:")]
+    return b"\n".join(lines)
+
+
+def model_renames(old: str, new: str) -> tuple[tuple[bytes, bytes], ...]:
+    """Byte replacements of the `model` member, in the spellings JSON writers use.
+
+    Exact, although textual: inside a JSON string every quote is escaped, so `"model":"x"` can only
+    be a member of an object.
+    """
+    before, after = msgspec.json.encode(old), msgspec.json.encode(new)
+    return tuple((b'"model":%b%b' % (space, before), b'"model":%b%b' % (space, after)) for space in (b"", b" "))

@@ -1,0 +1,25 @@
+"""vLLM 0.32-0.33: OpenAI plus its own sampling and structured-output fields.
+
+Left out on purpose: `best_of` and `guided_*`, which vLLM accepts and ignores.
+Source: vLLM `entrypoints/openai/*/protocol.py`.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from gateway.backends.openai_http import OpenAIHTTP
+from gateway.core.call import Endpoint
+from gateway.core.openai import CHAT_EXTENSIONS, EXTENSIONS, OPENAI_FIELDS
+
+_CHAT = OPENAI_FIELDS[Endpoint.CHAT] - {"safety_identifier"}
+_COMPLETIONS = OPENAI_FIELDS[Endpoint.COMPLETIONS] - {"best_of", "suffix"}
+
+
+class VLLM(OpenAIHTTP):
+    kind: ClassVar[str] = "vllm"
+    probe_path: ClassVar[str] = "/health"
+    fields: ClassVar[Mapping[Endpoint, frozenset[str]]] = {
+        Endpoint.CHAT: _CHAT | EXTENSIONS.keys() | CHAT_EXTENSIONS.keys(),
+        Endpoint.COMPLETIONS: _COMPLETIONS | EXTENSIONS.keys(),
+        Endpoint.EMBEDDINGS: OPENAI_FIELDS[Endpoint.EMBEDDINGS] | {"truncate_prompt_tokens", "priority"},
+    }

@@ -1,0 +1,125 @@
+"""A request on its way through the gateway, and what comes back for it.
+
+`Call` is what the client asked; `Reply` and `Chunk` are what a backend answers; `Client` is what
+serving needs of whoever asked, so that HTTP and gRPC doors stand on the same core.
+"""
+
+from enum import StrEnum
+from typing import Protocol
+
+import msgspec
+
+from gateway.core.errors import PenstockError
+
+
+class Endpoint(StrEnum):
+    """What is asked for; the value is the path below `/v1/` on every OpenAI-speaking engine."""
+
+    CHAT = "chat/completions"
+    COMPLETIONS = "completions"
+    EMBEDDINGS = "embeddings"
+
+
+class Usage(msgspec.Struct, gc=False):
+    """Token counts as the engine reports them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int | None = 0
+
+
+class Call:
+    """One request: parsed just enough to route it, otherwise as it came.
+
+    `fields` maps each top-level key to its raw JSON; `body` is the client's bytes. Times are
+    `time.monotonic()` seconds; `deadline_s` is set once, at admission.
+    """
+
+    __slots__ = (
+        "body",
+        "deadline_s",
+        "endpoint",
+        "fields",
+        "key_name",
+        "model",
+        "received_s",
+        "request_id",
+        "stream",
+        "traceparent",
+        "wants_usage",
+    )
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        model: str,
+        body: bytes,
+        fields: dict[str, msgspec.Raw],
+        *,
+        stream: bool,
+        wants_usage: bool,
+        request_id: str,
+        received_s: float,
+    ) -> None:
+        self.endpoint = endpoint
+        self.model = model
+        self.body = body
+        self.fields = fields
+        self.stream = stream
+        self.wants_usage = wants_usage
+        self.request_id = request_id
+        self.received_s = received_s
+        self.deadline_s = float("inf")
+        self.key_name: str | None = None
+        self.traceparent: str | None = None
+
+
+class Reply(msgspec.Struct, gc=False):
+    """A whole answer: JSON `body` ready for the client."""
+
+    body: bytes
+    usage: Usage | None = None
+    finish_reasons: tuple[str, ...] = ()
+
+
+class Chunk(msgspec.Struct, gc=False):
+    """One or more complete SSE events that arrived together.
+
+    `contents` counts the events that carry content, reasoning or tool arguments (design: TTFT, ITL);
+    `error` is set when the engine reported a failure inside the stream, and ends it.
+    """
+
+    data: bytes
+    contents: int = 0
+    usage: Usage | None = None
+    finish_reason: str | None = None
+    error: PenstockError | None = None
+
+
+class Client(Protocol):
+    """Whoever asked. Writes never block: after each, `paused` tells whether to await `drained()`."""
+
+    @property
+    def started(self) -> bool:
+        """Something has been said that cannot be taken back."""
+        ...
+
+    @property
+    def paused(self) -> bool: ...
+
+    def reply(self, reply: Reply) -> None:
+        """Answer with a whole body."""
+
+    def open_stream(self, first: bytes) -> None:
+        """Commit to a stream; `first` leaves together with the head."""
+
+    def send(self, data: bytes) -> None:
+        """Relay complete events."""
+
+    async def drained(self) -> None:
+        """Wait until the client has taken what was sent."""
+
+    def close_stream(self, last: bytes = b"") -> None:
+        """End the stream cleanly."""
+
+    def fail(self, error: PenstockError) -> None:
+        """Before a stream is open: an error answer. After: one error event, then the end."""

@@ -1,0 +1,144 @@
+"""The OpenAI request fields the gateway knows, with the type and range each must have.
+
+Values are checked, then travel as the client's own bytes: nothing is re-encoded. A field that is in
+none of these tables is refused by name, because every engine would silently ignore it. Which engine
+takes which of them is the backend's business (backends/*.py).
+
+Source: OpenAI API reference (openapi 2.3.0); extension fields: vLLM 0.33 `protocol.py`.
+"""
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Raw
+
+from gateway.core.call import Endpoint
+
+Positive = Annotated[int, Meta(ge=1)]
+Natural = Annotated[int, Meta(ge=0)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Stop = str | Annotated[list[str], Meta(max_length=16)]
+Items = Annotated[list[Raw], Meta(min_length=1)]
+Model = Annotated[str, Meta(min_length=1, max_length=512)]
+
+
+class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
+    """`stream_options`; legal only together with `stream: true`."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+    continuous_usage_stats: bool = False
+
+
+class Named(msgspec.Struct):
+    name: Annotated[str, Meta(min_length=1)]
+
+
+class JsonSchema(msgspec.Struct):
+    name: str
+    schema: dict[str, Raw] | None = None
+
+
+class ResponseFormat(msgspec.Struct):
+    type: str
+    json_schema: JsonSchema | None = None
+
+
+class Tool(msgspec.Struct):
+    type: str
+    function: Named | None = None
+
+
+_SAMPLING: dict[str, Any] = {
+    "model": Model,
+    "stream": bool | None,
+    "stream_options": StreamOptions | None,
+    "max_tokens": Positive | None,
+    "temperature": Annotated[float, Meta(ge=0, le=2)] | None,
+    "top_p": Annotated[float, Meta(gt=0, le=1)] | None,
+    "frequency_penalty": Penalty | None,
+    "presence_penalty": Penalty | None,
+    "n": Annotated[int, Meta(ge=1, le=128)] | None,
+    "stop": Stop | None,
+    "seed": int | None,
+    "logit_bias": dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None,
+    "user": str | None,
+}
+_CHAT: dict[str, Any] = _SAMPLING | {
+    "messages": Annotated[list[dict[str, Raw]], Meta(min_length=1)],
+    "max_completion_tokens": Positive | None,
+    "logprobs": bool | None,
+    "top_logprobs": Annotated[int, Meta(ge=0, le=20)] | None,
+    "response_format": ResponseFormat | None,
+    "tools": list[Tool] | None,
+    "tool_choice": str | dict[str, Raw] | None,
+    "parallel_tool_calls": bool | None,
+    "reasoning_effort": str | None,
+    "safety_identifier": str | None,
+}
+_COMPLETIONS: dict[str, Any] = _SAMPLING | {
+    "prompt": str | Items,
+    "suffix": str | None,
+    "best_of": Annotated[int, Meta(ge=1, le=20)] | None,
+    "echo": bool | None,
+    "logprobs": Annotated[int, Meta(ge=0, le=5)] | None,
+    "response_format": ResponseFormat | None,
+    "max_tokens": Natural | None,  # 0 with echo scores the prompt
+}
+_EMBEDDINGS: dict[str, Any] = {
+    "model": Model,
+    "input": str | Items,
+    "encoding_format": Annotated[str, Meta(pattern="^(float|base64)$")] | None,
+    "dimensions": Positive | None,
+    "user": str | None,
+}
+
+# Not OpenAI's: what the engines add on top, typed where a wrong value would be a silent surprise.
+EXTENSIONS: dict[str, Any] = {
+    "top_k": Annotated[int, Meta(ge=-1)] | None,
+    "min_p": Annotated[float, Meta(ge=0, le=1)] | None,
+    "repetition_penalty": Annotated[float, Meta(gt=0)] | None,
+    "length_penalty": float | None,
+    "ignore_eos": bool | None,
+    "min_tokens": Natural | None,
+    "stop_token_ids": list[int] | None,
+    "include_stop_str_in_output": bool | None,
+    "skip_special_tokens": bool | None,
+    "spaces_between_special_tokens": bool | None,
+    "use_beam_search": bool | None,
+    "structured_outputs": dict[str, Raw] | None,
+    "truncate_prompt_tokens": int | None,
+    "prompt_logprobs": int | None,
+    "allowed_token_ids": list[int] | None,
+    "bad_words": list[str] | None,
+    "priority": int | None,
+    "cache_salt": str | None,
+    "return_token_ids": bool | None,
+    "return_tokens_as_token_ids": bool | None,
+    "add_special_tokens": bool | None,
+}
+CHAT_EXTENSIONS: dict[str, Any] = {
+    "chat_template_kwargs": dict[str, Raw] | None,
+    "add_generation_prompt": bool | None,
+    "continue_final_message": bool | None,
+    "documents": list[Raw] | None,
+    "include_reasoning": bool | None,
+    "thinking_token_budget": Natural | None,
+    "echo": bool | None,
+}
+
+FIELD_TYPES: dict[Endpoint, dict[str, Any]] = {
+    Endpoint.CHAT: _CHAT | EXTENSIONS | CHAT_EXTENSIONS,
+    Endpoint.COMPLETIONS: _COMPLETIONS | EXTENSIONS,
+    Endpoint.EMBEDDINGS: _EMBEDDINGS | {"truncate_prompt_tokens": int | None, "priority": int | None},
+}
+OPENAI_FIELDS: dict[Endpoint, frozenset[str]] = {
+    Endpoint.CHAT: frozenset(_CHAT),
+    Endpoint.COMPLETIONS: frozenset(_COMPLETIONS),
+    Endpoint.EMBEDDINGS: frozenset(_EMBEDDINGS),
+}
+REQUIRED: dict[Endpoint, tuple[str, ...]] = {
+    Endpoint.CHAT: ("model", "messages"),
+    Endpoint.COMPLETIONS: ("model", "prompt"),
+    Endpoint.EMBEDDINGS: ("model", "input"),
+}

@@ -1,0 +1,206 @@
+"""Every knob of the gateway: its default, its unit, what it does. One YAML file; unknown keys are refused.
+
+Order of precedence: command-line arguments, environment (`PENSTOCK_SERVER__PORT=9000`), YAML, defaults.
+Collections are maps by name, so that environment, `helm --set` and diffs reach one entry.
+"""
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+Seconds = Annotated[float, Field(gt=0)]
+Name = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\s\x00-\x1f\x7f]+$")]
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used; the message lists every fault with its path."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ServerSettings(_Strict):
+    host: str = Field("127.0.0.1", description="Address to listen on. Other than loopback requires auth.keys.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    body_limit_bytes: int = Field(32 * 2**20, gt=0, description="Larger request bodies are refused with 413.")
+    header_limit_bytes: int = Field(64 * 2**10, ge=1024, description="Larger request headers are refused with 431.")
+    json_depth_limit: int = Field(128, ge=8, le=512, description="Deeper nested JSON is refused with 400.")
+    receive_timeout_s: Seconds = Field(60.0, description="A request must be complete within this time.")
+    keep_alive_s: int = Field(75, gt=0, description="Idle client connections are closed after this time.")
+    send_timeout_s: Seconds = Field(60.0, description="A client that reads nothing for so long loses its stream.")
+    drain_timeout_s: int = Field(600, gt=0, description="After SIGTERM running streams may take this long.")
+    backlog: int = Field(4096, gt=0, description="Connections the kernel queues before they are accepted.")
+
+
+class KeySettings(_Strict):
+    sha256: str = Field(pattern=r"^[0-9a-fA-F]{64}$", description="SHA-256 of the key (`penstock gateway key`).")
+
+
+class AuthSettings(_Strict):
+    keys: dict[Name, KeySettings] = Field({}, description="API keys by the name that appears in the access log.")
+
+
+class ReplicaSettings(_Strict):
+    url: str = Field(description="Base URL of the engine, without /v1.")
+    max_in_flight: int = Field(1024, gt=0, description="Requests at once; more wait in the deployment's queue.")
+    api_key: str | None = Field(None, description="Key the gateway presents to the engine.")
+
+    @field_validator("url")
+    @classmethod
+    def _is_a_base_url(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{url!r} is not an http(s) URL, such as http://127.0.0.1:8101")
+        if parts.query or parts.fragment:
+            raise ValueError("a base URL has no query and no fragment")
+        url = url.rstrip("/")
+        if url.endswith("/v1"):
+            raise ValueError("leave out the /v1: the gateway adds it")
+        return url
+
+
+class DeploymentSettings(_Strict):
+    engine: str = Field(description="How to speak to it: openvino, vllm, openai, or a plugged-in backend.")
+    model: Name | None = Field(None, description="The name the engine knows the model by; default: the public name.")
+    replicas: dict[Name, ReplicaSettings] = Field(min_length=1, description="Running engines, by name.")
+    weight: float = Field(1.0, ge=0, description="Share of the model's traffic among its deployments.")
+    policy: Literal["least_request", "round_robin"] = Field("least_request", description="Which replica answers.")
+    deadline_s: Seconds = Field(600.0, description="The whole request, queueing included.")
+    connect_timeout_s: Seconds = Field(5.0, description="To connect to a replica.")
+    first_token_timeout_s: Seconds = Field(120.0, description="To the first content (or the whole plain answer).")
+    idle_timeout_s: Seconds = Field(60.0, description="Between two pieces of a stream.")
+    probe_interval_s: Seconds = Field(2.0, description="Between two health probes of a replica.")
+    max_waiting: int = Field(1024, ge=0, description="Requests that may wait for a slot; more get 429.")
+    queue_timeout_s: Seconds = Field(30.0, description="How long a request may wait for a slot.")
+    warm_up: Literal["chat", "completions", "embeddings", "none"] = Field(
+        "completions", description="The request whose answer makes a replica ready."
+    )
+
+
+class ModelSettings(_Strict):
+    deployments: dict[Name, DeploymentSettings] = Field(min_length=1, description="What runs for this model.")
+    aliases: list[Name] = Field([], description="Further names clients may ask for.")
+
+
+class TelemetrySettings(_Strict):
+    access_log: bool = Field(True, description="One JSON line a request.")
+    access_log_path: Path | None = Field(None, description="File for the access log; default: standard output.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Of the gateway's messages.")
+    otlp_endpoint: str | None = Field(
+        None, description="OTLP/HTTP base URL (http://collector:4318) to send traces to; off when absent."
+    )
+    trace_sample_ratio: float = Field(1.0, ge=0, le=1, description="Share of requests traced without a parent.")
+
+
+class Settings(BaseSettings):
+    """The whole configuration of one gateway."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        env_prefix="PENSTOCK_",
+        env_nested_delimiter="__",
+        nested_model_default_partial_update=True,
+    )
+
+    server: ServerSettings = ServerSettings()
+    auth: AuthSettings = AuthSettings()
+    models: dict[Name, ModelSettings] = Field(min_length=1, description="Models by public name.")
+    max_attempts: int = Field(2, ge=1, le=5, description="Replicas a request may be tried on before it fails.")
+    telemetry: TelemetrySettings = TelemetrySettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings  # the YAML comes in as init values: the environment overrides it
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        seen = set(self.models)
+        for name, model in self.models.items():
+            for alias in model.aliases:
+                if alias in seen:
+                    raise ValueError(f"models.{name}.aliases: {alias!r} names two models")
+                seen.add(alias)
+        return self
+
+    @model_validator(mode="after")
+    def _is_not_open_to_the_world(self) -> Self:
+        if not self.auth.keys and not is_loopback(self.server.host):
+            raise ValueError(
+                f"server.host {self.server.host!r} is reachable from elsewhere, but auth.keys is empty; "
+                "make a key with `penstock gateway key` and put its sha256 under auth.keys, or listen on 127.0.0.1"
+            )
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def load(path: Path, overrides: dict[str, Any] | None = None) -> Settings:
+    """Read a configuration. `overrides` win over everything (command-line arguments). Raises ConfigError."""
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: must be a mapping with `models:`; docs/gateway.md has an example")
+    try:
+        settings = Settings(**data)
+        return _override(settings, overrides or {})
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{path}: {line}" for line in _faults(error))) from error
+
+
+def _override(settings: Settings, overrides: dict[str, Any]) -> Settings:
+    if not overrides:
+        return settings
+    data = settings.model_dump()
+    data["server"] |= overrides
+    return Settings.model_validate(data)
+
+
+def _faults(error: ValidationError) -> list[str]:
+    lines = []
+    for fault in error.errors():
+        where = ".".join(str(part) for part in fault["loc"]) or "configuration"
+        message = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            message = "no such key; see docs/gateway.md for those that exist"
+        lines.append(f"{where}: {message}")
+    return lines
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML silently keeps the last of two equal keys; a configuration should not."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} appears twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
