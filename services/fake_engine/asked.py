@@ -1,0 +1,160 @@
+"""What a client asked for: the three generation bodies, read and checked as an engine would.
+
+Only the fields that change the fake's answer are read; sampling fields, stop, logprobs and the like pass unread.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from fake_engine.errors import RequestError
+
+EndpointName = Literal["chat", "completions", "embeddings"]
+Positive = Annotated[int, Meta(ge=1)]
+Choices = Annotated[int, Meta(ge=1, le=128)]
+TokenIds = list[int]
+
+
+class _StreamOptions(Struct):
+    include_usage: bool | None = None
+
+
+class _Message(Struct):
+    role: str
+    content: str | list[dict[str, Any]] | None = None
+
+
+class _Generation(Struct, kw_only=True):
+    model: str
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    max_tokens: Positive | None = None
+    n: Choices | None = None
+    ignore_eos: bool = False
+
+
+class _Chat(_Generation, kw_only=True):
+    messages: Annotated[list[_Message], Meta(min_length=1)]
+    max_completion_tokens: Positive | None = None
+
+
+class _Completion(_Generation, kw_only=True):
+    prompt: Any
+
+
+class _Embedding(Struct, kw_only=True):
+    model: str
+    input: Any
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Positive | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One generation request. `choices` counts prompts x n; `inputs` are texts or token lists (embeddings)."""
+
+    endpoint: EndpointName
+    model: str
+    last_text: str
+    prompt_tokens: int
+    stream: bool = False
+    include_usage: bool = False
+    max_tokens: int | None = None
+    ignore_eos: bool = False
+    choices: int = 1
+    inputs: list[str | TokenIds] = field(default_factory=list)
+    base64: bool = False
+    dimensions: int | None = None
+
+
+def read_body(endpoint: EndpointName, body: bytes) -> Asked:
+    """Raises RequestError (400) for anything that is not such a request."""
+    try:
+        if endpoint == "chat":
+            return _chat(msgspec.json.decode(body, type=_Chat))
+        if endpoint == "completions":
+            return _completion(msgspec.json.decode(body, type=_Completion))
+        return _embedding(msgspec.json.decode(body, type=_Embedding))
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise RequestError(400, f"bad request body: {error}") from None
+
+
+def _chat(body: _Chat) -> Asked:
+    texts = [_text(message.content) for message in body.messages]
+    users = [text for text, message in zip(texts, body.messages, strict=True) if message.role == "user"]
+    return _generation("chat", body, list(texts), users[-1] if users else "", body.n or 1, body.max_completion_tokens)
+
+
+def _completion(body: _Completion) -> Asked:
+    prompts = _inputs(body.prompt, "prompt")
+    last = prompts[-1]
+    return _generation(
+        "completions", body, prompts, last if isinstance(last, str) else "", len(prompts) * (body.n or 1)
+    )
+
+
+def _generation(
+    endpoint: EndpointName,
+    body: _Generation,
+    inputs: list[str | TokenIds],
+    last: str,
+    choices: int,
+    new_max: int | None = None,
+) -> Asked:
+    stream = bool(body.stream)
+    if body.stream_options is not None and not stream:
+        raise RequestError(400, "Stream options can only be defined when `stream=True`.", param="stream_options")
+    return Asked(
+        endpoint=endpoint,
+        model=body.model,
+        last_text=last,
+        prompt_tokens=sum(map(count_tokens, inputs)),
+        stream=stream,
+        include_usage=bool(body.stream_options and body.stream_options.include_usage),
+        max_tokens=new_max if new_max is not None else body.max_tokens,
+        ignore_eos=body.ignore_eos,
+        choices=choices,
+    )
+
+
+def _embedding(body: _Embedding) -> Asked:
+    inputs = _inputs(body.input, "input")
+    last = inputs[-1]
+    return Asked(
+        endpoint="embeddings",
+        model=body.model,
+        last_text=last if isinstance(last, str) else "",
+        prompt_tokens=sum(map(count_tokens, inputs)),
+        inputs=inputs,
+        base64=body.encoding_format == "base64",
+        dimensions=body.dimensions,
+    )
+
+
+def _inputs(value: Any, param: str) -> list[str | TokenIds]:
+    """A string, strings, token ids or lists of token ids, always as a list."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value:
+        if all(isinstance(item, int) for item in value):
+            return [value]
+        if all(isinstance(item, str) or _is_token_list(item) for item in value):
+            return value
+    raise RequestError(400, f"`{param}` must be a string, a list of strings or token ids, not empty", param=param)
+
+
+def _is_token_list(item: Any) -> bool:
+    return isinstance(item, list) and bool(item) and all(isinstance(token, int) for token in item)
+
+
+def _text(content: str | list[dict[str, Any]] | None) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    return " ".join(str(part.get("text", "")) for part in content if part.get("type") == "text")
+
+
+def count_tokens(text: str | TokenIds) -> int:
+    """The fake's tokenizer: a token is a word."""
+    return len(text.split()) if isinstance(text, str) else len(text)

@@ -1,0 +1,187 @@
+"""One client connection: HTTP/1.1 in (httptools), bytes out, back-pressure both ways, slow reading.
+
+Reading goes on while an answer is under way, so that a client that leaves is noticed at once, also when the
+engine is scripted to hang. Pipelined requests wait their turn.
+"""
+
+import asyncio
+import os
+import socket
+import struct
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
+
+import httptools
+
+from fake_engine.exchange import Exchange
+from fake_engine.wire import CONTINUE
+
+if TYPE_CHECKING:
+    from fake_engine.engine import Engine
+
+QUEUED_REQUESTS = 64
+
+
+@dataclass(slots=True)
+class Request:
+    """One parsed request. `fields` is the global script that was in force when its headers arrived."""
+
+    method: str = ""
+    target: str = ""
+    headers: list[tuple[str, str]] = field(default_factory=list)
+    body: bytearray = field(default_factory=bytearray)
+    is_http_1_0: bool = False
+    keeps_alive: bool = True
+    fields: dict[str, object] | None = None
+
+    @property
+    def path(self) -> str:
+        return self.target.partition("?")[0]
+
+    def header(self, name: str) -> str | None:
+        return next((value for key, value in self.headers if key == name), None)
+
+
+class Connection(asyncio.Protocol):
+    """The engine answers through `write`, `answered`, `close` and `reset`."""
+
+    def __init__(self, engine: "Engine") -> None:
+        self.engine = engine
+        self.is_paused = False
+        self.exchange: Exchange | None = None
+        self._transport: asyncio.Transport
+        self._parser = httptools.HttpRequestParser(self)
+        self._request = Request()
+        self._queue: deque[Request] = deque()
+        self._is_busy = self._is_control = self._is_closed = False
+        self._read_bytes_per_s: float | None = None
+        self._received = 0
+
+    # ---- from the transport ----
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is not a subclass
+        if sock := transport.get_extra_info("socket"):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.engine.connections.add(self)
+        self.engine.stats.connections_open += 1
+        self.engine.stats.connections_total += 1
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self._is_closed = True
+        self.engine.connections.discard(self)
+        if not self._is_control:
+            self.engine.stats.connections_open -= 1
+        if self.exchange is not None:
+            self.exchange.lost()
+
+    def data_received(self, data: bytes) -> None:
+        self._received += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self.engine.refuse(self, "this engine does not upgrade connections")
+        except httptools.HttpParserError as error:
+            self.engine.refuse(self, f"not HTTP/1.1: {error}")
+        else:
+            if self._read_bytes_per_s is not None:
+                self._rest(len(data))
+
+    def pause_writing(self) -> None:
+        self.is_paused = True
+
+    def resume_writing(self) -> None:
+        self.is_paused = False
+        if self.exchange is not None:
+            self.exchange.resume()
+
+    # ---- from the parser ----
+
+    def on_message_begin(self) -> None:
+        self._request = Request()
+
+    def on_url(self, url: bytes) -> None:
+        self._request.target += url.decode("latin-1")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._request.headers.append((name.decode("latin-1").lower(), value.decode("latin-1")))
+
+    def on_headers_complete(self) -> None:
+        request = self._request
+        request.method = self._parser.get_method().decode("latin-1")
+        request.is_http_1_0 = self._parser.get_http_version() == "1.0"
+        script = self.engine.arriving(self, request)
+        if script is not None:
+            self._read_bytes_per_s = script.read_bytes_per_s
+        if (request.header("expect") or "").lower() == "100-continue" and not self._is_busy:
+            self.write(CONTINUE)
+
+    def on_body(self, body: bytes) -> None:
+        self._request.body += body
+
+    def on_message_complete(self) -> None:
+        self._request.keeps_alive = self._parser.should_keep_alive()
+        self._read_bytes_per_s = None
+        self._count_received()
+        self._queue.append(self._request)
+        self._next()
+        if len(self._queue) > QUEUED_REQUESTS:
+            self._transport.pause_reading()
+
+    # ---- for the engine ----
+
+    def write(self, data: bytes) -> None:
+        if data and not self._transport.is_closing():
+            self._transport.write(data)
+            if not self._is_control:
+                self.engine.stats.bytes_sent += len(data)
+
+    def answered(self, closes: bool) -> None:
+        """The current request has its whole answer."""
+        self.exchange = None
+        self._is_busy = False
+        if closes:
+            self.close()
+        elif self._queue:
+            asyncio.get_running_loop().call_soon(self._next)
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def reset(self) -> None:
+        """Close with RST instead of FIN. Through a duplicate of the socket, since uvloop's own has no setsockopt."""
+        with socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno())) as twin:
+            twin.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._transport.abort()
+
+    def becomes_control(self) -> None:
+        """A /_fake/ request came: this is the test's own connection, not one to count."""
+        if not self._is_control:
+            self._is_control = True
+            self.engine.stats.connections_open -= 1
+            self.engine.stats.connections_total -= 1
+
+    def _next(self) -> None:
+        if self._queue and not self._is_busy and not self._transport.is_closing():
+            self._is_busy = True
+            self._transport.resume_reading()
+            self.engine.handle(self, self._queue.popleft())
+
+    def _count_received(self) -> None:
+        if not self._is_control:
+            self.engine.stats.bytes_received += self._received
+        self._received = 0
+
+    def _rest(self, size: int) -> None:
+        """Read on when `size` bytes have taken their time; at 0 bytes a second never."""
+        self._transport.pause_reading()
+        if self._read_bytes_per_s:
+            asyncio.get_running_loop().call_later(size / self._read_bytes_per_s, self._read_on)
+
+    def _read_on(self) -> None:
+        if not self._is_closed:
+            self._transport.resume_reading()
