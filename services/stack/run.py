@@ -1,0 +1,309 @@
+"""The life of a stack, top to bottom: set up, engines, gateway, ready, wait, stop in order.
+
+Apart from supervisor.py (one process) and plan.py (no process at all).
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
+
+import yaml
+
+from stack import plan, ports
+from stack.console import Screen
+from stack.errors import StackError
+from stack.logs import LogFile, ProcessLog
+from stack.plan import Place, ServedEngine
+from stack.process import Child, Spec, describe_exit
+from stack.settings import StackFile, fill
+from stack.supervisor import Status, Supervisor
+
+T = TypeVar("T")
+
+EXIT_STOPPED = 0
+EXIT_KILLED = 130
+SECOND_SIGNAL_AFTER_S = 0.5  # nearer ones are one: make forwards what the terminal sent already
+
+
+class Stopped(Exception):
+    """Asked to stop while still starting."""
+
+
+class Stack:
+    """One stack from start to end; `run()` once."""
+
+    def __init__(
+        self,
+        file: StackFile,
+        place: Place,
+        address: tuple[str, int],
+        environ: dict[str, str],
+        key: str | None,
+        screen: Screen,
+    ) -> None:
+        self._file = file
+        self._place = place
+        self._address = address
+        self._environ = environ
+        self._key = key
+        self._screen = screen
+        self._stop = asyncio.Event()
+        self._kill = asyncio.Event()
+        self._first_signal_s = 0.0
+        self._engines: list[Supervisor] = []
+        self._gateway: Supervisor | None = None
+        self._tasks: dict[Supervisor, asyncio.Task[None]] = {}
+        self._helpers: set[Child] = set()
+
+    async def run(self) -> int:
+        """Returns the exit code; raises StackError when it could not start or had to give up."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._on_signal, number)
+        with _lock(self._place.run):
+            async with self._progress():
+                try:
+                    await self._start()
+                    await self._watch()
+                except Stopped:
+                    pass
+                finally:
+                    await self._shut_down()
+        return EXIT_KILLED if self._kill.is_set() else EXIT_STOPPED
+
+    async def _start(self) -> None:
+        engines = plan.served_engines(self._file, self._place)
+        on_ports = plan.choose_ports(engines, self._address)
+        plan.require_free_ports(engines, self._address, on_ports)
+        config = plan.gateway_config(self._file, engines, self._address, on_ports, self._key)
+        config_path = self._write_config(config)
+        checked = asyncio.create_task(self._check_gateway(config_path))
+        await self._set_up(engines)
+        self._screen.start_progress()
+        for engine in engines:
+            checkpoint = await self._fetch(engine) if engine.needs_fetch else None
+            for spec in plan.replica_specs(engine, self._place, on_ports[engine.name], self._environ, checkpoint):
+                self._engines.append(self._supervise(spec))
+        await self._or_stopped(checked)
+        await self._until_ready(self._engines)
+        self._gateway = self._supervise(plan.gateway_spec(config_path, self._place, self._address, self._environ))
+        await self._until_ready([self._gateway])
+        self._screen.end_progress()
+        self._announce(config)
+
+    async def _set_up(self, engines: list[ServedEngine]) -> None:
+        """Run each profile's own set-up once, one after the other: they share the network and the disk."""
+        done: set[tuple[str, ...]] = set()
+        for engine in engines:
+            known = plan.values(engine, self._place)
+            command = tuple(fill(word, known) for word in engine.profile.setup or ())
+            if command and command not in done:
+                done.add(command)
+                await self._helper(f"setup-{engine.name}", command, show=True)
+
+    async def _fetch(self, engine: ServedEngine) -> str:
+        """Download a hub id; the folder is the last line printed."""
+        known = plan.values(engine, self._place)
+        command = tuple(fill(word, known) for word in engine.profile.fetch or ())
+        lines = await self._helper(f"fetch-{engine.name}", command, show=True)
+        if not lines or not os.path.exists(lines[-1]):  # noqa: ASYNC240
+            raise StackError(f"downloading {engine.checkpoint} printed no folder at its end: {lines[-1:]}")
+        return lines[-1]
+
+    async def _check_gateway(self, config_path: Path) -> None:
+        """The gateway judges its configuration before an engine has taken a minute to start."""
+        await self._helper("gateway-check", (sys.executable, "-m", "gateway", "check", str(config_path)), show=False)
+
+    async def _helper(self, name: str, command: tuple[str, ...], show: bool) -> list[str]:
+        """Run a short-lived program to its end; its last lines, or StackError with them."""
+        environ = {key: text for key, text in self._environ.items() if key != plan.API_KEY_VARIABLE}
+        log = self._log(name, forward=show)
+        child = Child(Spec(name=name, command=command, env=environ, cwd=self._place.root, grace_s=5), log)
+        await child.start()
+        self._helpers.add(child)
+        try:
+            code = await self._or_stopped(child.wait())
+        finally:
+            await child.stop()
+            self._helpers.discard(child)
+            log.file.close()
+        if code:
+            raise StackError(f"{name} failed, {describe_exit(code)}:\n{_indent(log.tail)}")
+        return list(log.tail)
+
+    def _supervise(self, spec: Spec) -> Supervisor:
+        supervisor = Supervisor(spec, self._file.restart, self._log(spec.name), self._tell)
+        self._tasks[supervisor] = asyncio.create_task(supervisor.run(), name=spec.name)
+        return supervisor
+
+    def _log(self, name: str, forward: bool = True) -> ProcessLog:
+        file = LogFile(self._place.logs / f"{name}.log", lambda text: self._screen.note(text, "yellow"))
+        return ProcessLog(file, self._screen.logs(name) if forward else lambda _: None)
+
+    def _tell(self, status: Status) -> None:
+        self._screen.tell(status)
+        if status.state == "gave up":
+            supervisor = next(one for one in self._tasks if one.spec.name == status.name)
+            self._screen.note(f"the last lines of {supervisor.log.file.path}:\n{_indent(supervisor.log.tail)}", "red")
+
+    async def _until_ready(self, supervisors: list[Supervisor]) -> None:
+        waits = [asyncio.create_task(_ready_or_given_up(one)) for one in supervisors]
+        try:
+            await self._or_stopped(asyncio.gather(*waits))
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    async def _watch(self) -> None:
+        """Until asked to stop, or until what is left cannot serve: the gateway is lost, or every engine."""
+        assert self._gateway is not None
+        lost = [self._gateway.gave_up.wait(), _all_gave_up(self._engines)]
+        tasks = [asyncio.ensure_future(one) for one in (*lost, self._stop.wait())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+        if not self._stop.is_set():
+            gone = [one for one in (self._gateway, *self._engines) if one.gave_up.is_set()]
+            raise StackError("; ".join(f"{one.spec.name} gave up: {one.reason}" for one in gone))
+
+    async def _or_stopped(self, work: Awaitable[T]) -> T:
+        """The result of `work`, or Stopped as soon as somebody asks to stop."""
+        task = asyncio.ensure_future(work)
+        stop = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise Stopped
+            return task.result()
+        finally:
+            stop.cancel()
+            task.cancel()
+
+    async def _shut_down(self) -> None:
+        """The gateway drains first, so that no request loses its engine; then the engines, all at once."""
+        self._stop.set()
+        killer = asyncio.create_task(self._kill_when_told())
+        if self._gateway is not None:
+            await self._end([self._gateway])
+        await self._end(self._engines)
+        await asyncio.gather(*(child.stop() for child in self._helpers))
+        killer.cancel()
+        for supervisor in self._tasks:
+            supervisor.log.file.close()
+
+    async def _end(self, supervisors: list[Supervisor]) -> None:
+        await asyncio.gather(*(one.stop() for one in supervisors))
+        await asyncio.gather(*(self._tasks[one] for one in supervisors))
+
+    async def _kill_when_told(self) -> None:
+        await self._kill.wait()
+        self._screen.note("killing everything now", "red")
+        for supervisor in self._tasks:
+            supervisor.kill()
+        for child in self._helpers:
+            child.kill()
+
+    def _on_signal(self, number: int) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if not self._stop.is_set():
+            self._first_signal_s = now_s
+            self._screen.note(f"stopping ({signal.Signals(number).name}); Ctrl-C again kills at once")
+            self._stop.set()
+        elif number == signal.SIGINT and now_s - self._first_signal_s >= SECOND_SIGNAL_AFTER_S:
+            self._kill.set()
+
+    def _write_config(self, config: dict[str, Any]) -> Path:
+        path = self._place.run / "gateway.yaml"
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(fd, "w", encoding="utf-8") as file:
+                file.write("# Written by `penstock up` at every start.\n")
+                yaml.safe_dump(config, file, sort_keys=False, allow_unicode=True)
+        except OSError as error:
+            raise StackError(f"cannot write {path}: {error.strerror}") from error
+        return path
+
+    def _announce(self, config: dict[str, Any]) -> None:
+        host, port = self._address
+        base = ports.url(ports.reachable(host), port)
+        models = list(config["models"])
+        header = f' -H "authorization: Bearer ${plan.API_KEY_VARIABLE}"' if "auth" in config else ""
+        body = f'{{"model": "{models[0]}", "messages": [{{"role": "user", "content": "Hello! What can you do?"}}]}}'
+        self._screen.note(f"ready at {base}/v1", "bold green")
+        self._screen.plain(
+            f"\n  curl {base}/v1/chat/completions -H 'content-type: application/json'{header} \\\n    -d '{body}'\n\n"
+            f"  models  {', '.join(models)}\n  logs    {self._place.logs}\n  stop    Ctrl-C\n"
+        )
+
+    @contextlib.asynccontextmanager
+    async def _progress(self) -> AsyncIterator[None]:
+        """The screen's clock, from start to end."""
+
+        async def ticking() -> None:
+            while True:
+                await asyncio.sleep(1)
+                self._screen.tick()
+
+        ticker = asyncio.create_task(ticking())
+        try:
+            yield
+        finally:
+            ticker.cancel()
+            self._screen.end_progress()
+
+
+async def _ready_or_given_up(supervisor: Supervisor) -> None:
+    ready = asyncio.create_task(supervisor.ready.wait())
+    gave_up = asyncio.create_task(supervisor.gave_up.wait())
+    try:
+        await asyncio.wait({ready, gave_up}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        ready.cancel()
+        gave_up.cancel()
+    if supervisor.gave_up.is_set():
+        raise StackError(
+            f"{supervisor.spec.name} did not start: {supervisor.reason}; its log: {supervisor.log.file.path}"
+        )
+
+
+async def _all_gave_up(supervisors: list[Supervisor]) -> None:
+    for one in supervisors:
+        await one.gave_up.wait()
+
+
+@contextlib.contextmanager
+def _lock(run_folder: Path) -> Iterator[None]:
+    """One stack for one run folder; raises StackError when another holds it."""
+    path = run_folder / "lock"
+    try:
+        run_folder.mkdir(parents=True, exist_ok=True)
+        file: TextIO = path.open("a+")
+    except OSError as error:
+        raise StackError(
+            f"cannot use {run_folder} as the run folder: {error.strerror}; choose one: --run-dir"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise StackError(
+                f"this stack runs already (pid {file.read().strip() or 'unknown'}); stop that first, "
+                "or give this one another --run-dir and port"
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _indent(lines: Iterable[str]) -> str:
+    return "\n".join(f"    {line}" for line in lines) or "    (it wrote nothing)"

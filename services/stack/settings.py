@@ -1,0 +1,105 @@
+"""The two files a person writes: stack.yaml and an engine's launch profile, as strict models.
+
+Apart from plan.py, which turns them into processes: here only shape and vocabulary are judged, nothing is looked up.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+PLACEHOLDERS = ("python", "root", "venv", "checkpoint", "name", "host", "port", "cache")
+_PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
+
+
+def _text(value: object) -> object:
+    """YAML reads `1` and `0.5` as numbers; an argument and an environment variable are text."""
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+Text = Annotated[str, BeforeValidator(_text)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,38}[a-z0-9])?$")]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Ready(Strict):
+    """When an engine counts as up."""
+
+    path: str = Field("/health", pattern="^/", description="answers 200 once the engine can take requests")
+    timeout_s: float = Field(300, gt=0, description="not ready after this long: stopped and counted as a failure")
+
+
+class Stop(Strict):
+    """How an engine is asked to leave."""
+
+    signal: Literal["SIGTERM", "SIGINT"] = "SIGTERM"
+    grace_s: float = Field(15, ge=0, description="then it and all its descendants are killed")
+
+
+class Profile(Strict):
+    """services/ENGINE/profiles/NAME.yaml: how to set up, launch, probe and stop one engine.
+
+    `setup`, `fetch`, `command` and `env` may hold {python} {root} {venv} {checkpoint} {name} {host} {port} {cache}.
+    """
+
+    engine: str = Field(description="the gateway's word for this kind of engine: openvino, vllm, openai, fake ...")
+    description: str = Field(description="one line for a person who chooses a profile")
+    venv: str | None = Field(None, description="the engine's own environment, relative to the project's root")
+    setup: list[Text] | None = Field(None, description="argv run before every start: idempotent, quick when done")
+    fetch: list[Text] | None = Field(None, description="argv that downloads a hub id and prints the local folder last")
+    hub: bool = Field(False, description="the engine itself takes a hub id for {checkpoint}")
+    command: list[Text] = Field(min_length=1, description="argv; an engine's `args` of the stack file are appended")
+    env: dict[str, Text] = Field(default_factory=dict)
+    ready: Ready = Ready()
+    stop: Stop = Stop()
+
+    @field_validator("setup", "fetch", "command", "env")
+    @classmethod
+    def _known_placeholders(cls, value: list[str] | dict[str, str] | None) -> list[str] | dict[str, str] | None:
+        texts = value.values() if isinstance(value, dict) else value or []
+        for word in (word for text in texts for word in _PLACEHOLDER.findall(text)):
+            if word not in PLACEHOLDERS:
+                raise ValueError(f"unknown placeholder {{{word}}}; known: {' '.join(PLACEHOLDERS)}")
+        return value
+
+
+class Engine(Strict):
+    """One entry of `engines:`: a checkpoint served by `replicas` processes of one profile."""
+
+    profile: str = Field(description="ENGINE or ENGINE/PROFILE of services/, or a path to a profile file")
+    checkpoint: str = Field(description="a folder or file, relative to the stack file; or a hub id")
+    model: str | None = Field(None, min_length=1, description="the public model name; default: the checkpoint's own")
+    replicas: int = Field(1, ge=1, le=64)
+    port: Port | None = Field(
+        None, description="of the first replica, the others follow; default: free ports from 8101"
+    )
+    args: list[Text] = Field(default_factory=list, description="appended to the profile's command")
+    env: dict[str, Text] = Field(default_factory=dict, description="over the profile's env")
+
+
+class Restart(Strict):
+    """What happens to a process that ends by itself."""
+
+    backoff_s: float = Field(1, ge=0, description="pause before the first restart, doubled for each further one")
+    backoff_max_s: float = Field(30, ge=0)
+    stable_s: float = Field(60, ge=0, description="ready for this long: earlier failures are forgotten")
+    max_failures: int = Field(5, ge=1, description="failures in a row after which it is given up")
+    max_failed_starts: int = Field(2, ge=1, description="the same for a process that never became ready")
+
+
+class StackFile(Strict):
+    """stack.yaml. `gateway` is the gateway's own configuration; `penstock gateway check` judges it."""
+
+    name: Name | None = Field(None, description="names the run directory; default: the file's name")
+    gateway: dict[str, Any] = Field(default_factory=dict)
+    engines: dict[Name, Engine] = Field(min_length=1)
+    restart: Restart = Restart()
+
+
+def fill(text: str, values: dict[str, str]) -> str:
+    """Replace the known {placeholders}; braces around anything else (JSON) stay."""
+    return _PLACEHOLDER.sub(lambda found: values.get(found[1], found[0]), text)
