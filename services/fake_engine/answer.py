@@ -34,22 +34,24 @@ class Answer:
     def __init__(self, script: Script, asked: Asked, echoed: str | None) -> None:
         self._script = script
         self._echoed = echoed
-        self._fills_up = asked.ignore_eos and asked.max_tokens is not None and not script.tool_calls
         self._cap = asked.max_tokens
-        is_endless = script.flood or self._fills_up
-        if is_endless and self._cap is None and not asked.stream:
+        self._is_chat = asked.endpoint == "chat"
+        has_calls = bool(script.tool_calls) and self._is_chat
+        default = [] if has_calls else list(DEFAULT_TOKENS)
+        self._tokens = default if script.tokens is None else script.tokens
+        self._is_endless = echoed is None and (
+            script.flood or (asked.ignore_eos and self._cap is not None and not has_calls)
+        )
+        if self._is_endless and self._cap is None and not asked.stream:
             raise RequestError(400, "`flood` has no end: ask for a stream or give max_tokens")
-        own = None if is_endless else sum(1 for _ in self._units())
-        self.is_cut = own is None or (self._cap is not None and own > self._cap)
-        self.tokens = own if own is not None and not self.is_cut else self._cap
-        """Tokens of one choice; None when only the client's leaving ends it."""
+        self._is_cut = self._is_endless or (self._cap is not None and self._own_tokens() > self._cap)
 
     def finish_reason(self) -> str:
         if self._script.finish_reason is not None:
             return self._script.finish_reason
-        if self.is_cut:
+        if self._is_cut:
             return "length"
-        return "tool_calls" if self._script.tool_calls else "stop"
+        return "tool_calls" if self._script.tool_calls and self._is_chat else "stop"
 
     def chunks(self) -> Iterator[Chunk]:
         """Up to `tokens_per_chunk` neighbours of one kind together."""
@@ -62,8 +64,18 @@ class Answer:
             while texts := [unit.text for unit in itertools.islice(group, size)]:
                 yield Chunk(kind, "".join(texts), len(texts), call, opens)
 
+    def _own_tokens(self) -> int:
+        script = self._script
+        said = 1 if self._echoed is not None else _size(self._tokens)
+        if not self._is_chat:
+            return said
+        return said + _size(script.reasoning or 0) + sum(1 + len(_fragments(call)) for call in script.tool_calls)
+
     def _units(self) -> Iterator[Chunk]:
         script = self._script
+        if not self._is_chat:
+            yield from (Chunk("content", text) for text in self._content())
+            return
         if script.reasoning is not None:
             yield from (Chunk("reasoning", text) for text in _texts(script.reasoning, 0))
         yield from (Chunk("content", text) for text in self._content())
@@ -72,21 +84,22 @@ class Answer:
             yield from (Chunk("tool", fragment, 1, index) for fragment in _fragments(call))
 
     def _content(self) -> Iterator[str]:
-        script = self._script
         if self._echoed is not None:
             return iter((self._echoed,))
-        tokens = script.tokens
-        if tokens is None:
-            tokens = [] if script.tool_calls else list(DEFAULT_TOKENS)
-        if script.flood or self._fills_up:
+        tokens, size_bytes = self._tokens, self._script.token_bytes
+        if self._is_endless:
             endless = itertools.cycle(COUNTED_TOKENS if isinstance(tokens, int) or not tokens else tokens)
-            return (_padded(text, script.token_bytes) for text in endless)
-        return _texts(tokens, script.token_bytes)
+            return (_padded(text, size_bytes) for text in endless)
+        return _texts(tokens, size_bytes)
 
 
 def _texts(tokens: list[str] | int, size_bytes: int) -> Iterator[str]:
     texts = itertools.islice(itertools.cycle(COUNTED_TOKENS), tokens) if isinstance(tokens, int) else iter(tokens)
     return (_padded(text, size_bytes) for text in texts) if size_bytes else texts
+
+
+def _size(tokens: list[str] | int) -> int:
+    return tokens if isinstance(tokens, int) else len(tokens)
 
 
 def _padded(text: str, size_bytes: int) -> str:

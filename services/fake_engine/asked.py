@@ -19,6 +19,7 @@ TokenIds = list[int]
 
 class _StreamOptions(Struct):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class _Message(Struct):
@@ -61,6 +62,7 @@ class Asked:
     prompt_tokens: int
     stream: bool = False
     include_usage: bool = False
+    usage_everywhere: bool = False
     max_tokens: int | None = None
     ignore_eos: bool = False
     choices: int = 1
@@ -113,6 +115,7 @@ def _generation(
         prompt_tokens=sum(map(count_tokens, inputs)),
         stream=stream,
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
+        usage_everywhere=bool(body.stream_options and body.stream_options.continuous_usage_stats),
         max_tokens=new_max if new_max is not None else body.max_tokens,
         ignore_eos=body.ignore_eos,
         choices=choices,

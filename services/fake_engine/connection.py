@@ -9,38 +9,20 @@ import os
 import socket
 import struct
 from collections import deque
-from dataclasses import dataclass, field
+from time import monotonic
 from typing import TYPE_CHECKING, cast
 
 import httptools
 
 from fake_engine.exchange import Exchange
+from fake_engine.request import Request
 from fake_engine.wire import CONTINUE
 
 if TYPE_CHECKING:
     from fake_engine.engine import Engine
 
 QUEUED_REQUESTS = 64
-
-
-@dataclass(slots=True)
-class Request:
-    """One parsed request. `fields` is the global script that was in force when its headers arrived."""
-
-    method: str = ""
-    target: str = ""
-    headers: list[tuple[str, str]] = field(default_factory=list)
-    body: bytearray = field(default_factory=bytearray)
-    is_http_1_0: bool = False
-    keeps_alive: bool = True
-    fields: dict[str, object] | None = None
-
-    @property
-    def path(self) -> str:
-        return self.target.partition("?")[0]
-
-    def header(self, name: str) -> str | None:
-        return next((value for key, value in self.headers if key == name), None)
+LINGER_S = 2.0
 
 
 class Connection(asyncio.Protocol):
@@ -54,9 +36,10 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._request = Request()
         self._queue: deque[Request] = deque()
-        self._is_busy = self._is_control = self._is_closed = False
+        self._is_busy = self._is_control = self._is_closed = self._is_lingering = False
+        self._body_since_s = 0.0
         self._read_bytes_per_s: float | None = None
-        self._received = 0
+        self._idle: asyncio.TimerHandle | None = None
 
     # ---- from the transport ----
 
@@ -77,16 +60,18 @@ class Connection(asyncio.Protocol):
             self.exchange.lost()
 
     def data_received(self, data: bytes) -> None:
-        self._received += len(data)
+        if self._is_lingering:
+            return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self.engine.refuse(self, "this engine does not upgrade connections")
         except httptools.HttpParserError as error:
             self.engine.refuse(self, f"not HTTP/1.1: {error}")
-        else:
-            if self._read_bytes_per_s is not None:
-                self._rest(len(data))
+        if not self._is_control:
+            self.engine.stats.bytes_received += len(data)
+        if self._read_bytes_per_s is not None:
+            self._rest(len(data))
 
     def pause_writing(self) -> None:
         self.is_paused = True
@@ -100,6 +85,9 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._request = Request()
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
 
     def on_url(self, url: bytes) -> None:
         self._request.target += url.decode("latin-1")
@@ -114,6 +102,7 @@ class Connection(asyncio.Protocol):
         script = self.engine.arriving(self, request)
         if script is not None:
             self._read_bytes_per_s = script.read_bytes_per_s
+            self._body_since_s = monotonic()
         if (request.header("expect") or "").lower() == "100-continue" and not self._is_busy:
             self.write(CONTINUE)
 
@@ -122,12 +111,14 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._request.keeps_alive = self._parser.should_keep_alive()
-        self._read_bytes_per_s = None
-        self._count_received()
-        self._queue.append(self._request)
-        self._next()
-        if len(self._queue) > QUEUED_REQUESTS:
+        rate, self._read_bytes_per_s = self._read_bytes_per_s, None
+        if rate is None:
+            self._queued(self._request)
+        elif rate == 0:
             self._transport.pause_reading()
+        else:
+            owed_s = len(self._request.body) / rate - (monotonic() - self._body_since_s)
+            asyncio.get_running_loop().call_later(max(0.0, owed_s), self._queued, self._request)
 
     # ---- for the engine ----
 
@@ -141,16 +132,25 @@ class Connection(asyncio.Protocol):
         """The current request has its whole answer."""
         self.exchange = None
         self._is_busy = False
+        loop = asyncio.get_running_loop()
         if closes:
             self.close()
         elif self._queue:
-            asyncio.get_running_loop().call_soon(self._next)
+            loop.call_soon(self._next)
+        elif timeout_s := self.engine.settings.idle_timeout_s:
+            self._idle = loop.call_later(timeout_s, self.close)
 
     def close(self) -> None:
         self._transport.close()
 
     def abort(self) -> None:
         self._transport.abort()
+
+    def linger(self) -> None:
+        """The answer came before the body: end our side, and take the rest unread, so that no RST eats the answer."""
+        self._is_lingering = True
+        self._transport.write_eof()
+        asyncio.get_running_loop().call_later(LINGER_S, self.close)
 
     def reset(self) -> None:
         """Close with RST instead of FIN. Through a duplicate of the socket, since uvloop's own has no setsockopt."""
@@ -165,16 +165,19 @@ class Connection(asyncio.Protocol):
             self.engine.stats.connections_open -= 1
             self.engine.stats.connections_total -= 1
 
+    def _queued(self, request: Request) -> None:
+        if self._is_lingering or self._is_closed:
+            return
+        self._queue.append(request)
+        self._next()
+        if len(self._queue) > QUEUED_REQUESTS:
+            self._transport.pause_reading()
+
     def _next(self) -> None:
         if self._queue and not self._is_busy and not self._transport.is_closing():
             self._is_busy = True
             self._transport.resume_reading()
             self.engine.handle(self, self._queue.popleft())
-
-    def _count_received(self) -> None:
-        if not self._is_control:
-            self.engine.stats.bytes_received += self._received
-        self._received = 0
 
     def _rest(self, size: int) -> None:
         """Read on when `size` bytes have taken their time; at 0 bytes a second never."""

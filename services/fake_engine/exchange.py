@@ -6,10 +6,10 @@ No task per stream: one timer handle at a time, on an absolute schedule so that 
 import asyncio
 import math
 import os
-from collections.abc import Iterator
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from fake_engine.compose import Timetable
 from fake_engine.metrics import Meter
 from fake_engine.plan import Action, Step
 from fake_engine.stats import Stats
@@ -21,23 +21,23 @@ TIMER_SLACK_S = 0.0006
 """Timers of uvloop are rounded to a millisecond: a step this little ahead of time is due."""
 
 WRITE_BYTES = 65_536
+STEP_BYTES = 64
+"""What a step weighs beside its bytes: silent ones, too, make way for other streams after a thousand."""
 
 
 class Exchange:
     """Waiting, running, ended. The connection calls `resume` and `lost`; `start` is called when there is a slot."""
 
-    def __init__(self, connection: "Connection", steps: Iterator[Step], closes: bool, prompt_tokens: int) -> None:
+    def __init__(self, connection: "Connection", table: Timetable, prompt_tokens: int, cached_tokens: int) -> None:
         self.connection = connection
         self.prompt_tokens = prompt_tokens
+        self.cached_tokens = min(cached_tokens, prompt_tokens)
         self.received_s = monotonic()
-        self.reason = "stop"
-        self.outcome = "completed"
         self.is_running = self.is_ended = False
         self._stats: Stats = connection.engine.stats
         self._meter: Meter = connection.engine.meter
         self._loop = asyncio.get_running_loop()
-        self._steps = steps
-        self._closes = closes
+        self._table = table
         self._next: Step | None = None
         self._action = Action.NOTHING
         self._backlog = b""
@@ -51,6 +51,7 @@ class Exchange:
         self._meter.running += 1
         self._meter.kv_tokens += self.prompt_tokens
         self._meter.prompt_tokens += self.prompt_tokens
+        self._meter.cached_tokens += self.cached_tokens
         self._meter.observe("queue_s", self._start_s - self.received_s)
         self._advance()
 
@@ -87,7 +88,7 @@ class Exchange:
         ready: list[bytes] = []
         size, wake_s = 0, None
         while size < WRITE_BYTES:
-            step = self._next or next(self._steps)
+            step = self._next or next(self._table.steps)
             if step.at_s > due_s:
                 self._next, wake_s = step, step.at_s
                 break
@@ -95,7 +96,7 @@ class Exchange:
             if step.tokens:
                 self._count(step.tokens, now_s)
             ready.append(step.data)
-            size += len(step.data)
+            size += len(step.data) + STEP_BYTES
             if step.action is not Action.NOTHING or step.is_alone:
                 self._action = step.action
                 break
@@ -113,8 +114,8 @@ class Exchange:
     def _act(self, action: Action) -> None:
         connection = self.connection
         if action is Action.FINISH:
-            self._end(self.outcome, self.reason)
-            connection.answered(self._closes)
+            self._end(self._table.outcome, self._table.reason)
+            connection.answered(self._table.closes)
             return
         if action is Action.EXIT:
             os._exit(1)

@@ -31,7 +31,7 @@ class Frames:
         wanted = script.reasoning_field or kind.reasoning_field
         self._reasoning_fields = ("reasoning", "reasoning_content") if wanted == "both" else (wanted,)
         self._null_usage = kind.null_usage and asked.include_usage
-        self._usage_everywhere = script.usage_chunk == "every" and asked.include_usage
+        self._usage_everywhere = asked.include_usage and (script.usage_chunk == "every" or asked.usage_everywhere)
 
     @property
     def has_roles(self) -> bool:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fake_engine.connection import Request
 from fake_engine.errors import RequestError
+from fake_engine.request import Request
 from fake_engine.script import ScriptError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ Times are seconds, sizes are bytes, chunks are counted from the first one that h
 """
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta, Struct
@@ -137,7 +137,8 @@ def script_in_text(text: str) -> Fields | None:
     if not text.startswith('{"fake":'):
         return None
     try:
-        value, _ = json.JSONDecoder().raw_decode(text)
+        _, end = json.JSONDecoder().raw_decode(text)
+        value = msgspec.json.decode(text[:end].encode())  # unlike json's, never half of a surrogate pair
     except (ValueError, RecursionError) as error:
         raise ScriptError(f"the prompt starts with a script that is not JSON: {error}") from None
     fields = value["fake"]
@@ -148,33 +149,40 @@ def script_in_text(text: str) -> Fields | None:
     return fields
 
 
+class GlobalScript(NamedTuple):
+    """The fields, over which a prompt's own are laid, and the same read."""
+
+    fields: Fields
+    script: Script
+
+
 class ScriptShelf:
     """The global scripts: a base that never ends (flags) and posted ones, each for `times` requests."""
 
     def __init__(self, base: Fields) -> None:
-        read_script(base)
-        self._base = base
-        self._posted: list[tuple[Fields, int | None]] = []
+        self._base = GlobalScript(base, read_script(base))
+        self._posted: list[tuple[GlobalScript, int | None]] = []
 
     def post(self, body: Any) -> None:
         """Replace the posted scripts by one object, or by a list played in order (each once unless `times`)."""
         is_list = isinstance(body, list)
         posted = []
         for fields in body if is_list else [body]:
-            times = read_script(fields, self._base).times
-            posted.append((fields, times or (1 if is_list else None)))
+            script = read_script(fields, self._base.fields)
+            merged = {**self._base.fields, **fields}
+            posted.append((GlobalScript(merged, script), script.times or (1 if is_list else None)))
         self._posted = posted
 
     def reset(self) -> None:
         self._posted.clear()
 
-    def take(self) -> Fields:
-        """The fields for the next request."""
+    def take(self) -> GlobalScript:
+        """The script for the next request."""
         if not self._posted:
             return self._base
-        fields, times = self._posted[0]
+        script, times = self._posted[0]
         if times == 1:
             self._posted.pop(0)
         elif times is not None:
-            self._posted[0] = (fields, times - 1)
-        return {**self._base, **fields}
+            self._posted[0] = (script, times - 1)
+        return script

@@ -46,7 +46,7 @@ class Stats:
         for name, value in headers:
             merged[name] = f"{merged[name]}, {value}" if name in merged else value
         self.last_requests.append(
-            {"method": method, "path": path, "headers": merged, "body": _body_for_reading(body), "bytes": len(body)}
+            {"method": method, "path": path, "headers": merged, "body": _shortened(body), "bytes": len(body)}
         )
 
     def to_json(self) -> bytes:
@@ -61,16 +61,22 @@ class Stats:
                 "bytes_received": self.bytes_received,
                 "bytes_sent": self.bytes_sent,
                 "paths": dict(self.paths),
-                "last_requests": list(self.last_requests),
+                "last_requests": [{**seen, "body": _for_reading(seen["body"])} for seen in self.last_requests],
             }
         )
 
 
-def _body_for_reading(body: bytes) -> Any:
-    """The parsed JSON, or the text, or for a large body its hash: a test's process should not be filled by it."""
-    if len(body) > KEPT_BODY_BYTES:
-        return {"size_bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}
+def _shortened(body: bytes) -> bytes:
+    """A large body's size and hash instead of itself: nobody's memory should be filled by it."""
+    if len(body) <= KEPT_BODY_BYTES:
+        return body
+    return msgspec.json.encode({"size_bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()})
+
+
+def _for_reading(body: bytes) -> Any:
+    """JSON as it came, anything else as text."""
     try:
-        return msgspec.json.decode(body)
+        msgspec.json.decode(body)
+        return msgspec.Raw(body)
     except (msgspec.DecodeError, RecursionError):
         return body.decode("utf-8", "backslashreplace")

@@ -28,6 +28,7 @@ class Framing:
 
     head: bytes
     is_chunked: bool
+    ends_by_closing: bool
     end: bytes
 
     def wrap(self, data: bytes) -> bytes:
@@ -44,7 +45,7 @@ def framing(kind: str, length_bytes: int | None, headers: dict[str, str], *, clo
     if closes or kind == "close":
         fields["connection"] = "close"
     head = (EARLY_HINTS if hints else b"") + status_line(200) + header_lines(fields) + b"\r\n"
-    return Framing(head, kind == "chunked", b"0\r\n\r\n" if kind == "chunked" else b"")
+    return Framing(head, kind == "chunked", kind == "close", b"0\r\n\r\n" if kind == "chunked" else b"")
 
 
 def reply(status: int, body: bytes, content_type: str, headers: dict[str, str], *, closes: bool) -> bytes:
