@@ -11,9 +11,10 @@ import time
 
 from gateway.api.auth import Authenticator
 from gateway.api.errors import error_body, error_event, error_headers
+from gateway.api.exchange import Exchange
 from gateway.api.parse import Parser
 from gateway.api.request_id import accept_request_id
-from gateway.api.wire import Exchange, Handler
+from gateway.api.wire import Handler
 from gateway.core.call import Endpoint, Reply
 from gateway.core.errors import Draining, PenstockError
 from gateway.serving.serve import Service
@@ -29,7 +30,7 @@ class HttpClient:
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
-        request_id = accept_request_id(exchange.header(b"x-request-id"))
+        request_id = accept_request_id(exchange.headers.get(b"x-request-id"))
         self.request_id = request_id.decode()
         self._headers = b"x-request-id: %b\r\n" % request_id
 
@@ -90,9 +91,9 @@ def _route(parser: Parser, service: Service, auth: Authenticator) -> Handler:
         received_s = time.monotonic()
         client = HttpClient(exchange)
         try:
-            key_name = auth.authenticate(exchange.header(b"authorization"))
+            key_name = auth.authenticate(exchange.headers.get(b"authorization"))
             call = parser.parse(bytes(exchange.body), client.request_id, received_s)
-            exchange.body = bytearray()  # a long stream should not hold its prompt twice
+            exchange.body = b""  # a long stream should not hold its prompt twice
             call.key_name = key_name
             call.traceparent = _traceparent(exchange)
             await service.serve(call, client)
@@ -109,5 +110,5 @@ def _route(parser: Parser, service: Service, auth: Authenticator) -> Handler:
 
 
 def _traceparent(exchange: Exchange) -> str | None:
-    value = exchange.header(b"traceparent")
+    value = exchange.headers.get(b"traceparent")
     return value.decode() if value is not None and _TRACEPARENT.fullmatch(value) else None

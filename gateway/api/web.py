@@ -17,11 +17,13 @@ from gateway.api.auth import Authenticator
 from gateway.api.describe import describe
 from gateway.api.errors import error_body, error_headers
 from gateway.api.request_id import accept_request_id
+from gateway.core.call import Endpoint
 from gateway.core.errors import InvalidRequest, MethodNotAllowed, ModelNotFound, NotFound, PenstockError
 from gateway.routing.router import Model
 from gateway.serving.serve import Service
 from gateway.telemetry.metrics import Metrics
 
+HOT_PATHS = {f"/v1/{endpoint}" for endpoint in Endpoint}
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
@@ -132,7 +134,9 @@ async def _penstock_error(request: Request, error: Exception) -> Response:  # no
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     ours: PenstockError
-    if error.status_code == 404:
+    if request.url.path in HOT_PATHS:  # served below the framework, which knows nothing of them
+        ours = MethodNotAllowed(f"{request.url.path} takes POST.")
+    elif error.status_code == 404:
         ours = NotFound(f"No route {request.method} {request.url.path[:256]}.")
     elif error.status_code == 405:
         ours = MethodNotAllowed(f"{request.url.path[:256]} does not take {request.method}.")

@@ -1,7 +1,6 @@
 """The HTTP/1.1 wire: uvicorn's protocol with limits, and a straight way in for the hot routes.
 
-A hot route (the inference endpoints) gets an `Exchange`: the whole body, and writes that go to the
-transport without ASGI messages, tasks per chunk or middleware in between. Every other path runs as
+A request on a hot route (the inference endpoints) becomes an `Exchange`; every other path runs as
 ordinary ASGI (FastAPI). Limits, timeouts and parse errors are answered here, in OpenAI's error shape,
 because at this level there is no framework to do it. docs/decisions/0002 has the reasons and figures.
 
@@ -9,16 +8,17 @@ Built on the inside of uvicorn 0.54 (httptools protocol); pyproject.toml pins th
 """
 
 import asyncio
-import http
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
+import httptools
 from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from gateway.api.errors import error_body
+from gateway.api.exchange import STATUS_LINES, Exchange
 from gateway.core.errors import (
     BodyTooLarge,
     HeadersTooLarge,
@@ -28,144 +28,47 @@ from gateway.core.errors import (
     UnsupportedEncoding,
 )
 
-Headers = list[tuple[bytes, bytes]]
-Handler = Callable[["Exchange"], Coroutine[Any, Any, None]]
+Handler = Callable[[Exchange], Coroutine[Any, Any, None]]
 
-STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in http.HTTPStatus}
 LINGER_S = 2.0
+SWEEP_S = 1.0
+NEVER = float("inf")
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Wire:
-    """What every connection shares. Sizes in bytes, times in seconds."""
+    """What every connection shares. Sizes in bytes, times in seconds.
+
+    Connections hold the moment they expire; one sweep closes them, so that a request sets no timers.
+    """
 
     hot_routes: dict[bytes, Handler] = field(default_factory=dict)
     body_limit_bytes: int = 32 * 2**20
     header_limit_bytes: int = 64 * 2**10
     receive_timeout_s: float = 60.0
+    _default_headers: tuple[object, bytes] = (None, b"")
+    _is_sweeping: bool = False
 
+    def watch(self, state: ServerState, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._is_sweeping:
+            self._is_sweeping = True
+            loop.call_later(SWEEP_S, self._sweep, state, loop)
 
-class _NoEvent:
-    """Stands where uvicorn's cycle has an asyncio.Event: an Exchange never waits for messages."""
+    def _sweep(self, state: ServerState, loop: asyncio.AbstractEventLoop) -> None:
+        now_s = loop.time()
+        for connection in list(state.connections):
+            if isinstance(connection, WireProtocol) and now_s >= connection.expires_s:
+                connection.expire()
+        self._is_sweeping = False
+        if state.connections:
+            self.watch(state, loop)
 
-    __slots__ = ()
-
-    def set(self) -> None:
-        pass
-
-
-_NO_EVENT = _NoEvent()
-
-
-class Exchange:
-    """One request on a hot route and the answer to it.
-
-    `headers` are in order, names lower-case. The handler runs once the body is complete and is
-    cancelled when the client leaves.
-    """
-
-    __slots__ = (
-        "_chunked",
-        "_wire",
-        "body",
-        "disconnected",
-        "headers",
-        "http_version",
-        "is_turn",
-        "keep_alive",
-        "message_event",
-        "more_body",
-        "path",
-        "response_complete",
-        "response_started",
-        "task",
-    )
-
-    def __init__(self, wire: "WireProtocol", path: bytes, headers: Headers, keep_alive: bool) -> None:
-        self._wire = wire
-        self.path = path
-        self.headers = headers
-        self.keep_alive = keep_alive
-        self.http_version = wire.parser.get_http_version()
-        self.body = bytearray()
-        self.more_body = True
-        self.is_turn = False
-        self.disconnected = False
-        self.response_started = False
-        self.response_complete = False
-        self.message_event = _NO_EVENT
-        self.task: asyncio.Task[None] | None = None
-        self._chunked = False
-
-    def header(self, name: bytes) -> bytes | None:
-        for key, value in self.headers:
-            if key == name:
-                return value
-        return None
-
-    @property
-    def client_host(self) -> str:
-        return self._wire.client[0] if self._wire.client else ""
-
-    @property
-    def paused(self) -> bool:
-        """The client reads slower than we write; await `drain()` before writing more."""
-        return self._wire.flow.write_paused and not self.disconnected
-
-    async def drain(self) -> None:
-        await self._wire.flow.drain()
-
-    def respond(self, status: int, headers: bytes, body: bytes) -> None:
-        """A whole answer. `headers` are lines, each ending in CRLF."""
-        if self.disconnected:
-            return
-        self.response_started = True
-        head = self._head(status, headers)
-        self._wire.transport.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body))
-        self._finish()
-
-    def start(self, status: int, headers: bytes, first: bytes) -> None:
-        """The head of a chunked answer, in one write with its first bytes."""
-        if self.disconnected:
-            return
-        self.response_started = True
-        self._chunked = self.http_version != "1.0"
-        head = self._head(status, headers)
-        if self._chunked:
-            self._wire.transport.write(b"%btransfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (head, len(first), first))
-        else:
-            self.keep_alive = False
-            self._wire.transport.write(b"%b\r\n%b" % (head, first))
-
-    def write(self, data: bytes) -> None:
-        if self.disconnected or not data:
-            return
-        self._wire.transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
-
-    def end(self, last: bytes = b"") -> None:
-        if self.disconnected:
-            return
-        if self._chunked:
-            self._wire.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last) if last else b"0\r\n\r\n")
-        elif last:
-            self._wire.transport.write(last)
-        self._finish()
-
-    def abort(self) -> None:
-        """Break the connection: the client must not take what it has for a complete answer."""
-        self.response_complete = True
-        self._wire.transport.abort()
-
-    def _head(self, status: int, headers: bytes) -> bytes:
-        connection = b"" if self.keep_alive else b"connection: close\r\n"
-        return b"%b%b%b%b" % (STATUS_LINES[status], self._wire.default_headers(), headers, connection)
-
-    def _finish(self) -> None:
-        self.response_complete = True
-        if not self.keep_alive:
-            self._wire.transport.close()
-        self._wire.on_response_complete()
+    def default_headers(self, headers: list[tuple[bytes, bytes]]) -> bytes:
+        """uvicorn replaces its list (the date) once a second; joined once for each."""
+        if self._default_headers[0] is not headers:
+            self._default_headers = headers, b"".join([b"%b: %b\r\n" % header for header in headers])
+        return self._default_headers[1]
 
 
 class WireProtocol(HttpToolsProtocol):
@@ -181,23 +84,23 @@ class WireProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.wire = wire
-        self.exchange: Exchange | None = None  # the one whose body is being received
-        self.receiving = False  # inside a request: head or body not complete
-        self.in_head = False
+        self.exchange: Exchange | None = None  # the one being received
+        self.is_receiving = False  # head or body of a request is not complete
+        self.is_in_head = False
         self.is_cold = False  # the request being received belongs to the framework
         self.is_lingering = False  # refused: what still comes is read and dropped, so the answer arrives
         self.head_bytes = 0
         self.body_bytes = 0
-        self.receive_timer: asyncio.TimerHandle | None = None
+        self.expires_s = NEVER
 
     # ---- connection ----
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._arm()
+        self.expires_s = self.loop.time() + self.wire.receive_timeout_s
+        self.wire.watch(self.server_state, self.loop)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._disarm()
         cycles: list[Any] = [self.cycle, *(queued for queued, _ in self.pipeline)]
         for cycle in cycles:
             if isinstance(cycle, Exchange) and not cycle.response_complete:
@@ -209,73 +112,80 @@ class WireProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.is_lingering:
             return
-        if self.in_head or not self.receiving:
-            self.head_bytes += len(data)
-        super().data_received(data)
-        if not self.receiving or self.is_lingering:
-            if self.receive_timer is not None:
-                self._disarm()
-        elif self.in_head and self.head_bytes > self.wire.header_limit_bytes:
+        self.head_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # an offer we need not take up: answered as the plain request it is
+        except httptools.HttpParserError:
+            self.refuse(InvalidRequest("The request is not valid HTTP/1.1.", code="invalid_http"))
+        if self.is_in_head and self.head_bytes > self.wire.header_limit_bytes:
             self.refuse(HeadersTooLarge(self._header_limit()))
-        elif self.receive_timer is None:
-            self._arm()
 
-    def _arm(self) -> None:
-        self.receive_timer = self.loop.call_later(self.wire.receive_timeout_s, self._receive_timed_out)
-
-    def _disarm(self) -> None:
-        if self.receive_timer is not None:
-            self.receive_timer.cancel()
-            self.receive_timer = None
-
-    def _receive_timed_out(self) -> None:
-        self.receive_timer = None
-        if not self.receiving:
+    def expire(self) -> None:
+        """Nothing came for too long: on an idle connection that is its end, inside a request a 408."""
+        self.expires_s = NEVER
+        if self.is_receiving:
+            limit_s = self.wire.receive_timeout_s
+            self.refuse(RequestTimeout(f"The request was not complete after {limit_s:g} seconds."))
+        else:
             self.transport.close()
-            return
-        limit_s = self.wire.receive_timeout_s
-        self.refuse(RequestTimeout(f"The request was not complete after {limit_s:g} seconds."))
 
     # ---- parser callbacks ----
 
     def on_message_begin(self) -> None:
-        self.receiving = self.in_head = True
+        self.is_receiving = self.is_in_head = True
         self.is_cold = False
         self.exchange = None
         self.body_bytes = 0
-        super().on_message_begin()
+        self.expires_s = self.loop.time() + self.wire.receive_timeout_s
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
 
     def on_headers_complete(self) -> None:
-        self.in_head = False
-        if sum(len(name) + len(value) for name, value in self.headers) + len(self.url) > self.wire.header_limit_bytes:
-            return self.refuse(HeadersTooLarge(self._header_limit()))
-        path, _, _ = self.url.partition(b"?")
+        self.is_in_head = False
         if self.is_lingering:
             return None
-        if self.parser.get_method() != b"POST" or path not in self.wire.hot_routes:
-            self.is_cold = True
-            return super().on_headers_complete()
-        return self._open_exchange(path)
+        if self.head_bytes > self.wire.header_limit_bytes and self._size_of_head() > self.wire.header_limit_bytes:
+            return self.refuse(HeadersTooLarge(self._header_limit()))
+        path = self.url if b"?" not in self.url else self.url.partition(b"?")[0]
+        if path in self.wire.hot_routes and self.parser.get_method() == b"POST":
+            return self._open_exchange(path)
+        return self._open_cycle()
+
+    def _open_cycle(self) -> None:
+        """Hand the request to the framework: uvicorn makes its ASGI scope first, then takes the head."""
+        self.is_cold = True
+        url, headers, expects_100 = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expects_100
+        self.headers.extend(headers)
+        super().on_headers_complete()
+
+    def _size_of_head(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def _open_exchange(self, path: bytes) -> None:
-        keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
-        exchange = Exchange(self, path, self.headers, keep_alive)
-        previous, self.cycle = self.cycle, exchange  # type: ignore[assignment]
+        is_http10 = self.parser.get_http_version() == "1.0"
+        headers = dict(self.headers)
+        exchange = Exchange(
+            self, path, headers, keep_alive=not is_http10 and self.parser.should_keep_alive(), is_http10=is_http10
+        )
+        previous: Any = self.cycle
+        self.cycle = exchange  # type: ignore[assignment]
         self.exchange = exchange
         if previous is None or previous.response_complete:
             exchange.is_turn = True
         else:
             self.flow.pause_reading()
             self.pipeline.appendleft((exchange, self.app))  # type: ignore[arg-type]
-        length = exchange.header(b"content-length")
-        if length is not None and int(length) > self.wire.body_limit_bytes:
-            return self.refuse(self._too_large())
-        encoding = exchange.header(b"content-encoding")
-        if encoding is not None and encoding.strip().lower() != b"identity":
+        if int(headers.get(b"content-length", 0)) > self.wire.body_limit_bytes:
+            self.refuse(self._too_large())
+        elif b"content-encoding" in headers and headers[b"content-encoding"].strip().lower() != b"identity":
             self.refuse(UnsupportedEncoding("Compressed request bodies are not accepted; send plain JSON."))
         elif self.expect_100_continue and exchange.is_turn:
             self.transport.write(CONTINUE)
-        return None
 
     def on_body(self, body: bytes) -> None:
         self.body_bytes += len(body)
@@ -284,13 +194,14 @@ class WireProtocol(HttpToolsProtocol):
         if self.body_bytes > self.wire.body_limit_bytes:
             self.refuse(self._too_large())
         elif self.exchange is not None:
-            self.exchange.body += body
+            self.exchange.add_body(body)
         else:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self.receiving = False
+        self.is_receiving = False
         self.head_bytes = 0
+        self.expires_s = NEVER
         exchange = self.exchange
         if self.is_cold:
             super().on_message_complete()
@@ -315,6 +226,18 @@ class WireProtocol(HttpToolsProtocol):
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif not self.is_receiving:
+            self.expires_s = self.loop.time() + self.timeout_keep_alive
+
+    # ---- refusing ----
+
     def refuse(self, error: PenstockError) -> None:
         """Answer a request that is not worth reading further, and close."""
         if self.is_lingering or self.transport.is_closing():
@@ -325,35 +248,27 @@ class WireProtocol(HttpToolsProtocol):
         if self.exchange is not None:
             self.exchange.response_complete = True
         body = error_body(error)
-        head = b"%b%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % (
-            STATUS_LINES[error.status],
-            self.default_headers(),
-            len(body),
-        )
-        self.transport.write(head + body)
+        headers = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+        self.transport.write(STATUS_LINES[error.status] + self.default_headers() + headers + body)
         self._linger()
 
     def _may_answer(self) -> bool:
         cycle: Any = self.cycle
         if self.is_cold:
             return False
-        if cycle is self.exchange and self.exchange is not None:
+        if self.exchange is not None:
             return self.exchange.is_turn and not self.exchange.response_complete
         return cycle is None or bool(cycle.response_complete)
 
     def _linger(self) -> None:
         """Close without a reset: a reset would take the answer away from a client still sending."""
         self.is_lingering = True
-        self._unset_keepalive_if_required()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(LINGER_S, self.transport.abort)
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 (uvicorn's words are not ours)
-        self.refuse(InvalidRequest("The request is not valid HTTP/1.1.", code="invalid_http"))
-
     def default_headers(self) -> bytes:
-        return b"".join([b"%b: %b\r\n" % header for header in self.server_state.default_headers])
+        return self.wire.default_headers(self.server_state.default_headers)
 
     def _header_limit(self) -> str:
         return f"The request's headers are larger than {self.wire.header_limit_bytes} bytes."

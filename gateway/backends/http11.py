@@ -11,7 +11,6 @@ pool sweeps all busy connections a few times a second.
 import asyncio
 import ssl
 import time
-from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import httptools
@@ -38,6 +37,7 @@ class Connection(asyncio.Protocol):
         "_error",
         "_has_length",
         "_is_reading",
+        "_keeps_alive",
         "_parser",
         "_pool",
         "_waiter",
@@ -65,6 +65,7 @@ class Connection(asyncio.Protocol):
         self._buffered_bytes = 0
         self._error: PenstockError | None = None
         self._has_length = False
+        self._keeps_alive = False
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
         self.is_complete = False
@@ -139,7 +140,7 @@ class Connection(asyncio.Protocol):
             and self._is_reading
             and self.transport is not None
             and not self.transport.is_closing()
-            and self._parser.should_keep_alive()
+            and self._keeps_alive
         )
 
     @property
@@ -222,6 +223,7 @@ class Connection(asyncio.Protocol):
         status = self._parser.get_status_code()
         if status >= 200 and not self.is_complete:
             self.status = status
+            self._keeps_alive = self._parser.should_keep_alive()  # later the parser has forgotten
 
     def on_body(self, body: bytes) -> None:
         if not self.is_complete:
@@ -238,34 +240,40 @@ class Connection(asyncio.Protocol):
 class Pool:
     """Connections to one replica: last in, first out; idle ones are closed when the engine closes them."""
 
-    def __init__(
-        self, url: str, *, connect_timeout_s: float, on_connect_error: Callable[[UpstreamError], None] | None = None
-    ) -> None:
+    def __init__(self, url: str, *, connect_timeout_s: float) -> None:
         parts = urlsplit(url)
         self.host = parts.hostname or ""
         self.is_tls = parts.scheme == "https"
         self.port = parts.port or (443 if self.is_tls else 80)
-        self.host_header = parts.netloc.rpartition("@")[2].encode()
-        self.prefix = parts.path.rstrip("/").encode()
+        self.host_header = parts.netloc.rpartition("@")[2]
+        self.prefix = parts.path.rstrip("/")
+        self.heads: dict[str, str] = {}  # the constant start of request heads, kept here by who writes them
         self.connect_timeout_s = connect_timeout_s
-        self.on_connect_error = on_connect_error
         self.loop = asyncio.get_running_loop()
         self._ssl = ssl.create_default_context() if self.is_tls else None
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
         self._sweep_handle: asyncio.TimerHandle | None = None
 
-    async def take(self, *, fresh: bool = False) -> Connection:
-        """A connection nobody else uses. Raises UpstreamError when the replica cannot be reached."""
-        if self._idle and not fresh:
-            connection = self._idle.pop()
-            connection.is_reused = True
-        else:
-            connection = await self._connect()
+    def take_idle(self) -> Connection | None:
+        """A connection that has served before, or None."""
+        if not self._idle:
+            return None
+        connection = self._idle.pop()
+        connection.is_reused = True
+        self._use(connection)
+        return connection
+
+    async def take_fresh(self) -> Connection:
+        """A new connection. Raises UpstreamError when the replica cannot be reached."""
+        connection = await self._connect()
+        self._use(connection)
+        return connection
+
+    def _use(self, connection: Connection) -> None:
         self._busy.add(connection)
         if self._sweep_handle is None:
             self._sweep_handle = self.loop.call_later(SWEEP_S, self._sweep)
-        return connection
 
     async def _connect(self) -> Connection:
         try:
@@ -273,12 +281,10 @@ class Pool:
                 _, connection = await self.loop.create_connection(
                     lambda: Connection(self), self.host, self.port, ssl=self._ssl
                 )
-        except (OSError, TimeoutError) as error:
-            reason = "connecting took too long" if isinstance(error, TimeoutError) else (error.strerror or str(error))
-            failure = UpstreamError(f"The engine cannot be reached: {reason}.")
-            if self.on_connect_error is not None:
-                self.on_connect_error(failure)
-            raise failure from error
+        except TimeoutError:
+            raise UpstreamError(f"The engine did not accept a connection in {self.connect_timeout_s:g} s.") from None
+        except OSError as error:
+            raise UpstreamError(f"The engine cannot be reached: {error.strerror or error}.") from None
         return connection
 
     def give_back(self, connection: Connection) -> None:

@@ -6,7 +6,7 @@ take, or the wish for a usage count must change it. Answers come back as bytes (
 
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -33,9 +33,9 @@ class _AnswerChoice(msgspec.Struct, gc=False):
 
 class _Answer(msgspec.Struct, gc=False):
     choices: list[_AnswerChoice] = []
-    data: msgspec.Raw = msgspec.Raw(b"")
+    data: msgspec.Raw | None = None  # embeddings
     usage: Usage | None = None
-    error: msgspec.Raw = msgspec.Raw(b"null")
+    error: Any = None
 
 
 class _Models(msgspec.Struct):
@@ -78,7 +78,7 @@ class OpenAIHTTP:
     # ---- the contract ----
 
     async def complete(self, replica: Replica, call: Call) -> Reply:
-        connection = await self._open(replica, call)
+        connection = await self._send(replica, call, self._body(replica, call))
         try:
             body = await connection.read_all(ANSWER_LIMIT_BYTES)
         finally:
@@ -86,7 +86,7 @@ class OpenAIHTTP:
         return self._reply(body, replica, call)
 
     async def stream(self, replica: Replica, call: Call) -> AsyncGenerator[Chunk, None]:
-        connection = await self._open(replica, call)
+        connection = await self._send(replica, call, self._body(replica, call))
         try:
             if not connection.headers.get(b"content-type", b"").startswith(b"text/event-stream"):
                 raise engine_error(502, await connection.read_all(ERROR_LIMIT_BYTES))
@@ -143,14 +143,11 @@ class OpenAIHTTP:
 
     # ---- one attempt ----
 
-    async def _open(self, replica: Replica, call: Call) -> Connection:
-        return await self._send(replica, call, self._body(replica, call))
-
     async def _send(self, replica: Replica, call: Call, body: bytes) -> Connection:
         """Send and await the status; a connection with a 200 head, or the error the engine gave."""
         pool = self._pool(replica)
         head = self._head(pool, replica, call, len(body))
-        connection = await pool.take()
+        connection = pool.take_idle() or await pool.take_fresh()
         while True:
             try:
                 connection.send(head, body, call.deadline_s)
@@ -164,7 +161,7 @@ class OpenAIHTTP:
                 connection.release()
                 if not (connection.is_reused and connection.nothing_received) or isinstance(error, UpstreamTimeout):
                     raise
-                connection = await pool.take(fresh=True)  # the engine had closed an idle connection: its right
+                connection = await pool.take_fresh()  # the engine had closed an idle connection: its right
             except BaseException:
                 connection.release()
                 raise
@@ -182,33 +179,38 @@ class OpenAIHTTP:
         return msgspec.json.encode(kept | changes)
 
     def _head(self, pool: Pool, replica: Replica, call: Call, length: int) -> bytes:
-        extra = b"authorization: Bearer %b\r\n" % replica.api_key.encode() if replica.api_key else b""
-        if call.traceparent:
-            extra += b"traceparent: %b\r\n" % call.traceparent.encode()
+        start = pool.heads.get(call.endpoint)
+        if start is None:
+            start = pool.heads[call.endpoint] = self._start_of_head(pool, replica, call.endpoint)
+        trace = f"traceparent: {call.traceparent}\r\n" if call.traceparent else ""
+        return f"{start}x-request-id: {call.request_id}\r\n{trace}content-length: {length}\r\n\r\n".encode()
+
+    def _start_of_head(self, pool: Pool, replica: Replica, endpoint: Endpoint) -> str:
+        auth = f"authorization: Bearer {replica.api_key}\r\n" if replica.api_key else ""
         return (
-            b"POST %b/v1/%b HTTP/1.1\r\nhost: %b\r\nuser-agent: penstock\r\ncontent-type: application/json\r\n"
-            b"x-request-id: %b\r\n%bcontent-length: %d\r\n\r\n"
-        ) % (pool.prefix, call.endpoint.encode(), pool.host_header, call.request_id.encode(), extra, length)
+            f"POST {pool.prefix}/v1/{endpoint.value} HTTP/1.1\r\nhost: {pool.host_header}\r\n{auth}"
+            "user-agent: penstock\r\ncontent-type: application/json\r\n"
+        )
 
     def _reply(self, body: bytes, replica: Replica, call: Call) -> Reply:
         try:
             answer = _DECODE_ANSWER(body)
         except (msgspec.DecodeError, RecursionError) as error:
             raise UpstreamError(f"The engine's answer is not the JSON it should be: {error}.") from None
-        if answer.error != b"null":
+        if answer.error:
             raise engine_error(502, body)
         if replica.served_model != call.model:
             for old, new in model_renames(replica.served_model, call.model):
                 body = body.replace(old, new, 1)
-        reasons = tuple(choice.finish_reason for choice in answer.choices if choice.finish_reason)
+        reasons = [choice.finish_reason for choice in answer.choices if choice.finish_reason]
         return Reply(body, answer.usage, reasons)
 
     async def _get(self, replica: Replica, path: str) -> tuple[int, bytes]:
         pool = self._pool(replica)
-        connection = await pool.take()
+        connection = pool.take_idle() or await pool.take_fresh()
         try:
             auth = f"authorization: Bearer {replica.api_key}\r\n" if replica.api_key else ""
-            head = f"GET {pool.prefix.decode()}{path} HTTP/1.1\r\nhost: {pool.host_header.decode()}\r\n{auth}\r\n"
+            head = f"GET {pool.prefix}{path} HTTP/1.1\r\nhost: {pool.host_header}\r\n{auth}\r\n"
             connection.send(head.encode(), b"", float("inf"))
             connection.expect_within(self.patience.probe_timeout_s, f"{path} took {self.patience.probe_timeout_s:g} s")
             return await connection.head(), await connection.read_all(ERROR_LIMIT_BYTES)

@@ -9,6 +9,7 @@ role, finish and usage events, comments and `[DONE]` do not (docs/request-life.m
 """
 
 import re
+from typing import Any
 
 import msgspec
 
@@ -18,12 +19,10 @@ from gateway.core.errors import UpstreamError
 
 EVENT_LIMIT_BYTES = 16 * 2**20
 _BOUNDARY = re.compile(rb"\r?\n\r?\n|\r\r")
-_EMPTY = (b"", b'""', b"null", b"[]")
-_NONE = msgspec.Raw(b"")
 
 
 class _Function(msgspec.Struct, gc=False):
-    arguments: msgspec.Raw = _NONE
+    arguments: str | None = None
 
 
 class _ToolCall(msgspec.Struct, gc=False):
@@ -31,23 +30,23 @@ class _ToolCall(msgspec.Struct, gc=False):
 
 
 class _Delta(msgspec.Struct, gc=False):
-    content: msgspec.Raw = _NONE
-    reasoning: msgspec.Raw = _NONE
-    reasoning_content: msgspec.Raw = _NONE
-    refusal: msgspec.Raw = _NONE
+    content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    refusal: str | None = None
     tool_calls: list[_ToolCall] | None = None
 
 
 class _Choice(msgspec.Struct, gc=False):
     delta: _Delta | None = None
-    text: msgspec.Raw = _NONE
+    text: str | None = None
     finish_reason: str | None = None
 
 
 class _Event(msgspec.Struct, gc=False):
     choices: list[_Choice] = []
     usage: Usage | None = None
-    error: msgspec.Raw = _NONE
+    error: Any = None
 
 
 _DECODE = msgspec.json.Decoder(_Event).decode
@@ -56,12 +55,12 @@ _DECODE = msgspec.json.Decoder(_Event).decode
 def _has_content(choice: _Choice) -> bool:
     delta = choice.delta
     if delta is None:
-        return choice.text not in _EMPTY
-    if delta.content not in _EMPTY:
+        return bool(choice.text)
+    if delta.content:
         return True
     if delta.tool_calls:
-        return any(call.function is not None and call.function.arguments not in _EMPTY for call in delta.tool_calls)
-    return delta.reasoning not in _EMPTY or delta.reasoning_content not in _EMPTY or delta.refusal not in _EMPTY
+        return any(call.function is not None and call.function.arguments for call in delta.tool_calls)
+    return bool(delta.reasoning or delta.reasoning_content or delta.refusal)
 
 
 class StreamReader:
@@ -125,7 +124,7 @@ class StreamReader:
             event = _DECODE(payload)
         except (msgspec.DecodeError, RecursionError):
             return True  # not ours to judge: relayed as it came, counted as nothing
-        if event.error is not _NONE and event.error != b"null":
+        if event.error:
             chunk.error = stream_error(payload)
             return False
         if event.usage is not None:

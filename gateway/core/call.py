@@ -19,6 +19,8 @@ class Endpoint(StrEnum):
     COMPLETIONS = "completions"
     EMBEDDINGS = "embeddings"
 
+    __hash__ = str.__hash__  # an enum's own is a Python function, and this is a key on the request path
+
 
 class Usage(msgspec.Struct, gc=False):
     """Token counts as the engine reports them."""
@@ -78,7 +80,7 @@ class Reply(msgspec.Struct, gc=False):
 
     body: bytes
     usage: Usage | None = None
-    finish_reasons: tuple[str, ...] = ()
+    finish_reasons: list[str] = []
 
 
 class Chunk(msgspec.Struct, gc=False):

@@ -32,10 +32,6 @@ class Replica:
     def is_ready(self) -> bool:
         return self.state is ReplicaState.READY
 
-    @property
-    def has_slot(self) -> bool:
-        return self.in_flight < self.max_in_flight
-
 
 @dataclass(slots=True)
 class Probe:

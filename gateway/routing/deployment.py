@@ -43,6 +43,7 @@ class Deployment:
     max_waiting: int = 1024
     queue_timeout_s: float = 30.0
     warm_up: Endpoint | None = Endpoint.COMPLETIONS
+    ready: list[Replica] = field(default_factory=list)
     _waiting: "deque[Waiter]" = field(default_factory=deque)
 
     def refuse_ignored_fields(self, call: Call) -> None:
@@ -64,7 +65,13 @@ class Deployment:
 
     def candidates(self, tried: Collection[Replica] = ()) -> list[Replica]:
         """Ready replicas that have not been tried, with or without a free slot."""
-        return [replica for replica in self.replicas if replica.is_ready and replica not in tried]
+        ready = self.ready
+        return [replica for replica in ready if replica not in tried] if tried else ready
+
+    def replicas_changed(self) -> None:
+        """The state of a replica changed; who waits may have a slot now."""
+        self.ready = [replica for replica in self.replicas if replica.is_ready]
+        self.hand_over()
 
     def try_slot(self, call: Call, tried: Collection[Replica] = ()) -> Replica | None:
         """A slot at the replica the policy picks; None when the request must wait. Raises Unavailable."""
@@ -74,7 +81,7 @@ class Deployment:
         return None if self._waiting else self._pick_free(ready, call)
 
     def _pick_free(self, ready: list[Replica], call: Call) -> Replica | None:
-        free = [replica for replica in ready if replica.has_slot]
+        free = [replica for replica in ready if replica.in_flight < replica.max_in_flight]
         if not free:
             return None
         replica = self.policy.pick(free, call)
@@ -114,7 +121,7 @@ class Deployment:
             self.hand_over()
 
     def hand_over(self) -> None:
-        """Give free slots to those who wait, in order. Also called when a replica becomes ready."""
+        """Give free slots to those who wait, in order."""
         while self._waiting:
             waiter = self._waiting[0]
             if not waiter.slot.done():

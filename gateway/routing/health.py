@@ -75,8 +75,7 @@ class HealthWatch:
         level = logging.WARNING if state is ReplicaState.DOWN else logging.INFO
         log.log(level, "replica %s of %s is %s%s", replica.name, self.deployment.model, state,
                 f": {reason}" if reason else "")  # fmt: skip
-        if state is ReplicaState.READY:
-            self.deployment.hand_over()
+        self.deployment.replicas_changed()
 
 
 def _tell_if_broken(task: asyncio.Task[None]) -> None:

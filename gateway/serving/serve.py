@@ -64,7 +64,7 @@ class Service:
     async def _attempts(self, deployment: Deployment, call: Call, client: Client, record: Record) -> None:
         tried: list[Replica] = []
         while True:
-            replica = await self._admit(deployment, call, record, tried)
+            replica = deployment.try_slot(call, tried) or await self._queue(deployment, call, record, tried)
             try:
                 await self._attempt(deployment, replica, call, client, record)
                 return
@@ -76,17 +76,14 @@ class Service:
                 if not may_retry or len(tried) >= self.max_attempts or not deployment.candidates(tried):
                     raise
 
-    async def _admit(self, deployment: Deployment, call: Call, record: Record, tried: list[Replica]) -> Replica:
-        replica = deployment.try_slot(call, tried)
-        if replica is None:
-            since_s = time.monotonic()
-            deployment.series.waiting += 1
-            try:
-                replica = await deployment.wait_for_slot(call, tried)
-            finally:
-                deployment.series.waiting -= 1
-                record.queue_s += time.monotonic() - since_s
-        return replica
+    async def _queue(self, deployment: Deployment, call: Call, record: Record, tried: list[Replica]) -> Replica:
+        since_s = time.monotonic()
+        deployment.series.waiting += 1
+        try:
+            return await deployment.wait_for_slot(call, tried)
+        finally:
+            deployment.series.waiting -= 1
+            record.queue_s += time.monotonic() - since_s
 
     async def _attempt(
         self, deployment: Deployment, replica: Replica, call: Call, client: Client, record: Record

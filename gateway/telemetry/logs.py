@@ -1,9 +1,10 @@
 """The access log: one JSON line a request; never prompts, answers, keys or headers.
 
-Lines are encoded on the request path and written by a thread, so that a slow or full disk, or a pipe
-nobody reads, holds up no request: what cannot be written is counted and dropped.
+Lines gather on the event loop and go to a thread a few times a second, so that a slow or full disk, or a
+pipe nobody reads, holds up no request: what cannot be written is counted and dropped.
 """
 
+import asyncio
 import json
 import logging
 import os
@@ -13,54 +14,55 @@ import threading
 from collections.abc import Callable
 from typing import Any, TextIO
 
-BUFFER_LINES = 100_000
+FLUSH_S = 0.1
+BATCHES_LIMIT = 600
+"""A minute of batches may wait for a disk that hangs."""
 
 
 class AccessLog:
-    """Writes lines to `path`, or to standard output when it is None. `on_lost(lines)` counts losses."""
+    """Writes lines to `path`, or to standard output when it is None. `on_lost(lines)` counts losses.
+
+    Raises OSError when the file cannot be opened.
+    """
 
     def __init__(self, path: str | None, on_lost: Callable[[int], None]) -> None:
-        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._lines: list[bytes] = []
+        self._batches: queue.SimpleQueue[list[bytes] | None] = queue.SimpleQueue()
         self._on_lost = on_lost
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640) if path else sys.stdout.fileno()
         self._owns_fd = path is not None
-        self._thread = threading.Thread(target=self._write_all, name="access-log", daemon=True)
+        self._thread = threading.Thread(target=self._write_batches, name="access-log", daemon=True)
         self._thread.start()
 
     def write(self, line: bytes) -> None:
-        """Queue one line (without its newline)."""
-        if self._lines.qsize() < BUFFER_LINES:
-            self._lines.put(line)
-        else:
-            self._on_lost(1)
+        """Queue one line (without its newline). Called on the event loop."""
+        if not self._lines:
+            asyncio.get_running_loop().call_later(FLUSH_S, self._hand_over)
+        self._lines.append(line)
 
     def close(self, timeout_s: float = 2.0) -> None:
         """Write what is queued, then stop."""
-        self._lines.put(None)
+        self._hand_over()
+        self._batches.put(None)
         self._thread.join(timeout_s)
         if self._owns_fd and not self._thread.is_alive():
             os.close(self._fd)
 
-    def _write_all(self) -> None:
-        while True:
-            line = self._lines.get()
-            batch = []
-            while line is not None:
-                batch.append(line)
-                if len(batch) >= 512 or self._lines.empty():
-                    break
-                line = self._lines.get()
-            self._write_batch(batch)
-            if line is None:
-                return
+    def _hand_over(self) -> None:
+        lines, self._lines = self._lines, []
+        if self._batches.qsize() < BATCHES_LIMIT:
+            self._batches.put(lines)
+        else:
+            self._on_lost(len(lines))
 
-    def _write_batch(self, batch: list[bytes]) -> None:
-        data = b"".join(line + b"\n" for line in batch)
-        try:
-            while data:
-                data = data[os.write(self._fd, data) :]
-        except OSError:  # a full disk, a closed pipe: the requests go on
-            self._on_lost(len(batch))
+    def _write_batches(self) -> None:
+        while (lines := self._batches.get()) is not None:
+            data = b"".join([line + b"\n" for line in lines])
+            try:
+                while data:
+                    data = data[os.write(self._fd, data) :]
+            except OSError:  # a full disk, a closed pipe: the requests go on
+                self._on_lost(len(lines))
 
 
 class JsonFormatter(logging.Formatter):

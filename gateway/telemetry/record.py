@@ -84,7 +84,8 @@ class Record:
 
     def saw_reply(self, reply: Reply) -> None:
         self.usage = reply.usage
-        self.finish_reason = ",".join(sorted(set(reply.finish_reasons))) or None
+        reasons = reply.finish_reasons
+        self.finish_reason = reasons[0] if len(reasons) == 1 else ",".join(sorted(set(reasons))) or None
 
     def failed(self, error: PenstockError) -> None:
         self.outcome, self.status, self.error_code = error.outcome, error.status, error.code
