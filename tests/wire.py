@@ -50,12 +50,19 @@ def send(sock: socket.socket, body: dict[str, Any] | bytes, path: str = CHAT, he
     sock.sendall(head.encode() + data)
 
 
-def receive(sock: socket.socket, for_s: float = 10.0, until: bytes | None = None) -> Received:
-    """Read to the connection's end, to the first sight of `until`, or for `for_s` seconds."""
+def receive(
+    sock: socket.socket, for_s: float = 10.0, until: bytes | None = None, quiet_s: float | None = None
+) -> Received:
+    """Read to the connection's end, to the first sight of `until`, or for `for_s` seconds.
+
+    `quiet_s`: also stop when nothing has come for so long since the last byte; the first may take `for_s`.
+    """
     data = bytearray()
-    deadline_s = time.monotonic() + for_s
+    end_s = time.monotonic() + for_s
     while until is None or until not in data:
-        sock.settimeout(max(0.001, deadline_s - time.monotonic()))
+        if data and quiet_s is not None:
+            end_s = time.monotonic() + quiet_s
+        sock.settimeout(max(0.001, end_s - time.monotonic()))
         try:
             piece = sock.recv(65_536)
         except TimeoutError:

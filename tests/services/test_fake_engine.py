@@ -1,7 +1,10 @@
-"""The fake engine answers like an OpenAI server: bodies, streams, tools, embeddings, errors, through the real client."""
+"""The fake engine answers like an OpenAI server, to the official client and on the wire."""
 
+import hashlib
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -232,8 +235,6 @@ def test_the_id_of_the_answer_carries_the_request_id(fake: FakeHandle) -> None:
 
 
 def test_the_answer_can_be_what_was_received(fake: FakeHandle) -> None:
-    import hashlib
-
     url = f"{fake.url}/v1/chat/completions"
     body = json.dumps(chat({"echo": "body"})).encode()
     said = httpx.post(url, content=body).json()["choices"][0]["message"]["content"]
@@ -306,9 +307,6 @@ def test_it_stops_at_once_and_cleanly_in_the_middle_of_a_stream() -> None:
     ],
 )
 def test_wrong_flags_are_refused_with_a_reason(args: list[str], words: str) -> None:
-    import subprocess
-    import sys
-
     done = subprocess.run([sys.executable, "-m", "fake_engine", *args], capture_output=True, text=True, timeout=30)
     assert done.returncode == 2
     assert words in done.stderr
