@@ -122,7 +122,7 @@ class Connection(asyncio.Protocol):
 
     # ---- for the engine ----
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         if data and not self._transport.is_closing():
             self._transport.write(data)
             if not self._is_control:

@@ -40,7 +40,7 @@ class Exchange:
         self._table = table
         self._next: Step | None = None
         self._action = Action.NOTHING
-        self._backlog = b""
+        self._backlog = memoryview(b"")
         self._timer: asyncio.Handle | None = None
         self._tokens = 0
         self._first_s = self._last_s = self._start_s = 0.0
@@ -100,7 +100,7 @@ class Exchange:
             if step.action is not Action.NOTHING or step.is_alone:
                 self._action = step.action
                 break
-        self._backlog = b"".join(ready)
+        self._backlog = memoryview(b"".join(ready))
         return wake_s
 
     def _flush(self) -> bool:
@@ -142,7 +142,7 @@ class Exchange:
 
     def _end(self, outcome: str, reason: str) -> None:
         self.is_ended = True
-        self._backlog = b""
+        self._backlog = memoryview(b"")
         if self._timer is not None:
             self._timer.cancel()
         self._stats.end(outcome)

@@ -99,7 +99,7 @@ def test_role_and_finish_chunks_are_framed_as_scripted(fake: FakeHandle, script:
     ],
 )
 def test_usage_is_sent_as_scripted(fake: FakeHandle, how: str, asked: bool, usages: list[bool]) -> None:
-    options = {"stream_options": {"include_usage": True}} if asked else {}
+    options: dict[str, Any] = {"stream_options": {"include_usage": True}} if asked else {}
     body = chat({"tokens": 1, "usage_chunk": how}, stream=True, **options)
     *chunks, _ = events(exchange(fake.port, body).body)
     assert [bool(c.get("usage")) for c in chunks] == usages
@@ -217,7 +217,8 @@ def test_a_bad_body_is_400_and_the_connection_goes_on(fake: FakeHandle, body: by
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/embeddings"])
 def test_the_other_endpoints_check_their_input_too(fake: FakeHandle, path: str) -> None:
     name = "prompt" if path.endswith("completions") else "input"
-    for value in ([], "", 1, [1, "a"], [[]], [[1], ["a"]], None):
+    values: list[Any] = [[], "", 1, [1, "a"], [[]], [[1], ["a"]], None]
+    for value in values:
         status = exchange(fake.port, {"model": "fake", name: value}, path).status
         assert status == (200 if value == "" else 400), value
 

@@ -212,7 +212,7 @@ def test_writes_can_be_split_anywhere_even_inside_a_character(fake: FakeHandle) 
     script = {"tokens": ["水🌊"], "write_bytes": 1, "write_pause_s": 0.0005}
     with dial(fake.port) as sock:
         send(sock, chat(script, stream=True))
-        pieces = []
+        pieces: list[bytes] = []
         while not b"".join(pieces).endswith(b"0\r\n\r\n"):
             pieces.append(sock.recv(65_536))
     assert len(pieces) > 50
