@@ -4,6 +4,7 @@ Programs register a `main(argv) -> exit code` under the entry-point group `penst
 so a program that is not installed (or whose extra is missing) costs nothing and breaks nothing else.
 """
 
+import difflib
 import sys
 from importlib.metadata import EntryPoint, entry_points
 
@@ -24,18 +25,22 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     name, rest = argv[0], argv[1:]
     if name not in commands:
-        print(f"penstock: no command {name!r}\n\n{_usage(commands)}", file=sys.stderr)  # noqa: T201
+        close = difflib.get_close_matches(name, commands, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        print(f"penstock: no command {name!r}{hint}\n\n{_usage(commands)}", file=sys.stderr)  # noqa: T201
         return 2
     try:
         program = commands[name].load()
+        return int(program(rest) or 0)
     except ModuleNotFoundError as missing:
+        if (missing.name or "").split(".")[0] == commands[name].module.split(".")[0]:
+            raise  # a fault of the program itself, no missing library
         print(  # noqa: T201
             f"penstock {name}: the Python package {missing.name!r} is not installed; "
             f"install this program's extra: pip install 'penstock[{_extra(name)}]'",
             file=sys.stderr,
         )
         return 1
-    return int(program(rest) or 0)
 
 
 def _extra(name: str) -> str:

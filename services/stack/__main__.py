@@ -4,7 +4,9 @@ import argparse
 import asyncio
 import hashlib
 import os
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,10 +109,18 @@ def _check(file: "StackFile", place: "Place", address: tuple[str, int], key: str
     for engine in engines:
         for spec in plan.replica_specs(engine, place, on_ports[engine.name], {}):
             print(f"{spec.name}: {engine.model} at {spec.host}:{spec.port}\n  {' '.join(spec.command)}")  # noqa: T201
-    print(f"gateway: {address[0]}:{address[1]}, told:")  # noqa: T201
-    print("  " + yaml.safe_dump(config, sort_keys=False).replace("\n", "\n  ").rstrip())  # noqa: T201
-    print("ok (the gateway's own part is judged by `penstock gateway check`)")  # noqa: T201
-    return 0
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    print(f"gateway: {address[0]}:{address[1]}, told:\n  " + text.replace("\n", "\n  ").rstrip(), flush=True)  # noqa: T201
+    return _judged_by_gateway(text)
+
+
+def _judged_by_gateway(config: str) -> int:
+    """`penstock gateway check` on the generated configuration; its exit code."""
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+        file.write(config)
+        file.flush()
+        command = [sys.executable, "-m", "gateway", "check", file.name]
+        return subprocess.run(command, cwd=_root(), stdout=subprocess.DEVNULL, check=False).returncode  # noqa: S603
 
 
 def _root() -> Path:

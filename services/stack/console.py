@@ -4,6 +4,7 @@ Apart from run.py so that what happens and how it is shown change separately. Ou
 closed pipe, a full disk behind a redirection) is dropped: it must not stop the engines.
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +23,13 @@ COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "bright_red")
 ANSI = dict(zip(COLOURS, ("36", "35", "33", "32", "34", "91"), strict=True))
 PLAIN_PROGRESS_S = 5.0
 _SETTLED = {"ready": "[green]✓[/]", "gave up": "[red]✗[/]", "stopped": "[dim]■[/]"}
+
+
+class _Console(Console):
+    """rich ends the program when nobody reads any more; here that is the reader's affair."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 class Row:
@@ -46,7 +54,7 @@ class Screen:
         self._stream = stream or sys.stdout
         self._logs = logs
         self._rows: dict[str, Row] = {}
-        self._console = Console(file=self._stream, highlight=False, soft_wrap=True)
+        self._console = _Console(file=self._stream, highlight=False, soft_wrap=True)
         self._is_live = self._console.is_terminal and not self._console.is_dumb_terminal
         self._live: Live | None = None
         self._progress = False
@@ -132,6 +140,8 @@ class Screen:
             show()
         except BrokenPipeError:
             self._gone = True
+            with open(os.devnull, "wb") as nowhere:  # else the interpreter's last flush fails
+                os.dup2(nowhere.fileno(), self._stream.fileno())
         except (OSError, ValueError):  # a full disk behind a redirection; a stream closed under us
             pass
 

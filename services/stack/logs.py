@@ -21,7 +21,7 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class LineSplitter:
-    """Bytes in, printable lines out; never holds more than MAX_LINE_BYTES."""
+    """Bytes in, printable lines out, empty ones left out; never holds more than MAX_LINE_BYTES."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -127,7 +127,6 @@ class ProcessLog:
         self.file.write(f"--- penstock: {text}\n".encode())
 
     def _emit(self, lines: list[str]) -> None:
-        lines = [line for line in lines if line]
         self.tail.extend(lines)
         if lines:
             self._forward(lines)

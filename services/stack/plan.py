@@ -71,6 +71,10 @@ def served_engines(stack: StackFile, place: Place) -> list[ServedEngine]:
 
 def _served(name: str, entry: Engine, place: Place) -> ServedEngine:
     profile = read_profile(entry.profile, place.shelf, place.base)
+    if entry.checkpoint is None:
+        if any("{checkpoint}" in word for word in profile.command):
+            raise StackError(f"engines.{name}.checkpoint: is missing, the profile {entry.profile} serves one", 2)
+        return ServedEngine(name, entry, profile, "", False, entry.model or name)
     path = place.base / Path(entry.checkpoint).expanduser()
     if path.exists():
         return ServedEngine(name, entry, profile, str(path.resolve()), False, entry.model or model_name(path))

