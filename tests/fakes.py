@@ -48,7 +48,7 @@ class FakeHandle:
     def wait(self, condition: Callable[[dict[str, Any]], bool], timeout_s: float = 10.0) -> dict[str, Any]:
         """The first stats that meet `condition`; AssertionError with the last ones when none do in time.
 
-        For a server in a process of its own: it blocks the caller's event loop (see `wait_until` in async tests).
+        It blocks: in an async test whose own tasks must go on meanwhile, run it by `asyncio.to_thread`.
         """
         deadline_s = time.monotonic() + timeout_s
         while not condition(stats := self.stats()):

@@ -3,14 +3,18 @@
 import hashlib
 import json
 import math
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
+import yaml
+from fake_engine.script import Script
 from fakes import FakeHandle, start_fake
 from wire import chat, dial, events, exchange, receive, send
 
@@ -317,3 +321,26 @@ def test_a_taken_port_is_said_plainly(fake: FakeHandle, capfd: pytest.CaptureFix
     with pytest.raises(RuntimeError):
         start_fake(port=fake.port)
     assert f"cannot listen on 127.0.0.1:{fake.port}" in capfd.readouterr().err
+
+
+def test_the_profile_for_penstock_up_starts_it() -> None:
+    path = Path(__file__).parents[2] / "services/fake_engine/profiles/default.yaml"
+    profile = yaml.safe_load(path.read_text("utf-8"))
+    values = {"python": sys.executable, "host": "127.0.0.1", "port": "0", "name": "org/model"}
+    command = [word.format(**values) for word in profile["command"]]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().removeprefix("fake engine ready on ").strip()
+            assert httpx.get(url + profile["ready"]["path"]).status_code == 200
+            assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == "org/model"
+            process.send_signal(signal.Signals[profile["stop"]["signal"]])
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
+
+
+def test_the_documentation_names_every_field_of_a_script() -> None:
+    text = (Path(__file__).parents[2] / "docs/engines/fake.md").read_text("utf-8")
+    missing = [name for name in Script.__struct_fields__ if f"`{name}`" not in text]
+    assert not missing
