@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from gateway.core.errors import DeadlineExceeded, PenstockError, UpstreamError, UpstreamTimeout
+from gateway.core.errors import DeadlineExceeded, EngineUnreachable, PenstockError, UpstreamError, UpstreamTimeout
 
 HIGH_WATER_BYTES = 256 * 2**10
 LOW_WATER_BYTES = 64 * 2**10
@@ -265,7 +265,7 @@ class Pool:
         return connection
 
     async def take_fresh(self) -> Connection:
-        """A new connection. Raises UpstreamError when the replica cannot be reached."""
+        """A new connection. Raises EngineUnreachable."""
         connection = await self._connect()
         self._use(connection)
         return connection
@@ -282,9 +282,11 @@ class Pool:
                     lambda: Connection(self), self.host, self.port, ssl=self._ssl
                 )
         except TimeoutError:
-            raise UpstreamError(f"The engine did not accept a connection in {self.connect_timeout_s:g} s.") from None
+            raise EngineUnreachable(
+                f"The engine did not accept a connection in {self.connect_timeout_s:g} s."
+            ) from None
         except OSError as error:
-            raise UpstreamError(f"The engine cannot be reached: {error.strerror or error}.") from None
+            raise EngineUnreachable(f"The engine cannot be reached: {error.strerror or error}.") from None
         return connection
 
     def give_back(self, connection: Connection) -> None:

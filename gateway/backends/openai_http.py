@@ -33,7 +33,7 @@ class _AnswerChoice(msgspec.Struct, gc=False):
 
 class _Answer(msgspec.Struct, gc=False):
     choices: list[_AnswerChoice] = []
-    data: msgspec.Raw | None = None  # embeddings
+    data: msgspec.Raw = msgspec.Raw(b"")  # embeddings
     usage: Usage | None = None
     error: Any = None
 
@@ -134,7 +134,7 @@ class OpenAIHTTP:
             raise UpstreamError(f"The engine's answer is not JSON: {error}.") from None
         finally:
             connection.release()
-        if not answer.choices and not answer.data:
+        if not answer.choices and not bytes(answer.data):
             raise UpstreamError("The engine answered the warm-up request without a token.")
 
     async def aclose(self) -> None:

@@ -84,10 +84,16 @@ class Draining(Unavailable):
 
 
 class UpstreamError(PenstockError):
-    """The replica failed, not the request: connection refused, reset, broken protocol."""
+    """The replica failed, not the request: it broke off, or answered nonsense."""
 
-    status, type, code, outcome = 502, "server_error", "engine_unreachable", "upstream_error"
+    status, type, code, outcome = 502, "server_error", "engine_failed", "upstream_error"
     retryable = True
+
+
+class EngineUnreachable(UpstreamError):
+    """No connection to the replica could be made."""
+
+    code = "engine_unreachable"
 
 
 class UpstreamTimeout(UpstreamError):

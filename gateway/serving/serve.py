@@ -9,7 +9,7 @@ import time
 from contextlib import aclosing
 
 from gateway.core.call import Call, Client
-from gateway.core.errors import DeadlineExceeded, Draining, PenstockError, UpstreamError
+from gateway.core.errors import DeadlineExceeded, Draining, EngineUnreachable, PenstockError, UpstreamError
 from gateway.core.replica import Replica
 from gateway.routing.deployment import Deployment
 from gateway.routing.health import HealthWatch
@@ -69,7 +69,7 @@ class Service:
                 await self._attempt(deployment, replica, call, client, record)
                 return
             except PenstockError as error:
-                if isinstance(error, UpstreamError) and error.code == "engine_unreachable":
+                if isinstance(error, EngineUnreachable):
                     self.watches[deployment].report_unreachable(replica, error.message)
                 tried.append(replica)
                 may_retry = error.retryable and record.contents == 0 and not client.started
