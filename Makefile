@@ -17,6 +17,9 @@ DEV_STAMP := $(VENV)/.penstock-dev-$(DIGEST)
 # The developer's environment holds everything that serving needs: either stamp will do.
 SERVE_STAMP := $(firstword $(wildcard $(DEV_STAMP)) $(VENV)/.penstock-serve-$(DIGEST))
 
+TRAIN := .venvs/train
+TRAIN_STAMP := $(TRAIN)/.penstock-train-$(DIGEST)
+
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-fast lint bench-gateway starter-model dev vllm clean
 
@@ -44,8 +47,9 @@ lint: $(DEV_STAMP) ## ruff (check and format), mypy --strict, import-linter
 bench-gateway: $(DEV_STAMP) ## Measure the gateway against nginx (docs/performance.md)
 	@$(BIN)/python -m loadtest.gateway_bench $(ARGS)
 
-starter-model: $(DEV_STAMP) ## Train the starter model again (its own environment with torch)
-	@$(BIN)/penstock starter-model $(ARGS)
+starter-model: $(TRAIN_STAMP) ## Train, measure and export the starter model again (.venvs/train, half an hour)
+	@$(TRAIN)/bin/python -m starter_model train $(ARGS)
+	@$(TRAIN)/bin/python -m starter_model export $(ARGS)
 
 dev: $(DEV_STAMP) ## Only set up .venv with everything for work on the code
 
@@ -56,6 +60,9 @@ vllm: $(DEV_STAMP) ## Only set up the real vLLM for CPU (.venvs/vllm, 2.5 GB)
 
 clean: ## Remove the environments and caches that make made
 	@rm -rf $(VENV) .venvs .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+$(TRAIN_STAMP):
+	@sh services/stack/setup-venv.sh $(TRAIN) starter-model $@
 
 $(DEV_STAMP):
 	@sh services/stack/setup-venv.sh $(VENV) dev $@
