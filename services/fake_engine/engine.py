@@ -164,8 +164,7 @@ class Engine:
         if request.method == "POST":
             self.stats.remember(request.method, request.path, request.headers, bytes(request.body))
         if _is_generation(request):
-            self.stats.requests += 1
-            self.stats.active += 1
+            self.stats.begin()
 
     def _authenticate(self, request: Request) -> None:
         key = self.settings.api_key

@@ -26,12 +26,17 @@ class Stats:
 
     def reset(self) -> None:
         """Counters start again; what is open or active now stays."""
-        self.requests = self.active
+        self.requests = self.peak_active = self.active
         self._outcomes = dict.fromkeys(("completed", "failed", "aborted", "died"), 0)
         self.connections_total = self.connections_open
         self.bytes_received = self.bytes_sent = self.generated_tokens = 0
         self.paths: Counter[str] = Counter()
         self.last_requests: deque[dict[str, Any]] = deque(maxlen=KEPT_REQUESTS)
+
+    def begin(self) -> None:
+        self.requests += 1
+        self.active += 1
+        self.peak_active = max(self.peak_active, self.active)
 
     def end(self, outcome: str) -> None:
         self.active -= 1
@@ -54,6 +59,7 @@ class Stats:
             {
                 "requests": self.requests,
                 "active": self.active,
+                "peak_active": self.peak_active,
                 **self._outcomes,
                 "generated_tokens": self.generated_tokens,
                 "connections_open": self.connections_open,
