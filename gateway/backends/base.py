@@ -1,9 +1,9 @@
 """The contract of a backend: how the gateway speaks to one kind of engine."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from typing import ClassVar, Protocol
 
-from gateway.core.call import Call, Chunk, Endpoint, Reply
+from gateway.core.call import Call, Endpoint, Reply, Sink
 from gateway.core.replica import Probe, Replica
 
 
@@ -18,8 +18,9 @@ class Backend(Protocol):
         """A whole answer."""
         ...
 
-    def stream(self, replica: Replica, call: Call) -> AsyncGenerator[Chunk, None]:
-        """Events as they arrive. Closing the generator closes the upstream call, and the engine aborts."""
+    async def stream(self, replica: Replica, call: Call, sink: Sink) -> None:
+        """Push events as they arrive, return after the last. Cancelled, it closes the upstream call: the
+        engine aborts."""
         ...
 
     async def probe(self, replica: Replica) -> Probe:

@@ -11,14 +11,13 @@ pool sweeps all busy connections a few times a second.
 import asyncio
 import ssl
 import time
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import httptools
 
-from gateway.core.errors import DeadlineExceeded, EngineUnreachable, PenstockError, UpstreamError, UpstreamTimeout
+from gateway.core.errors import DeadlineExceeded, EngineUnreachable, UpstreamError, UpstreamTimeout
 
-HIGH_WATER_BYTES = 256 * 2**10
-LOW_WATER_BYTES = 64 * 2**10
 SWEEP_S = 0.1
 HEADERS_LIMIT = 256
 FOREVER = float("inf")
@@ -27,8 +26,9 @@ FOREVER = float("inf")
 class Connection(asyncio.Protocol):
     """One connection to a replica; one request at a time.
 
-    Use: `send()`, then `await head()`, then `await read()` until it returns b"", then `release()`.
-    Or `close()` at any moment: the engine sees the connection go and aborts its work.
+    Use: `send()`, `await head()`, then the body, then `release()`. The body comes by `await read_all()`, or
+    to a callback the moment it arrives: `pipe_to()`, then `await progress()` until `is_complete`.
+    `release()` before the end closes the connection: the engine sees it go and aborts its work.
     """
 
     __slots__ = (
@@ -40,6 +40,7 @@ class Connection(asyncio.Protocol):
         "_keeps_alive",
         "_parser",
         "_pool",
+        "_take",
         "_waiter",
         "deadline_s",
         "headers",
@@ -63,7 +64,8 @@ class Connection(asyncio.Protocol):
     def _reset(self) -> None:
         self._buffer: list[bytes] = []
         self._buffered_bytes = 0
-        self._error: PenstockError | None = None
+        self._error: Exception | None = None
+        self._take: Callable[[bytes], None] | None = None
         self._has_length = False
         self._keeps_alive = False
         self.status = 0
@@ -96,30 +98,59 @@ class Connection(asyncio.Protocol):
             await self._wait()
         return self.status
 
-    async def read(self) -> bytes:
-        """What has arrived since the last read, at least one byte; b"" at the end of the response."""
-        while not self._buffer:
-            if self.is_complete:
-                return b""
+    async def read_all(self, limit_bytes: int) -> bytes:
+        """The whole body. Raises UpstreamError when it is larger than `limit_bytes`."""
+        while not self.is_complete:
+            if self._buffered_bytes > limit_bytes:
+                raise UpstreamError(f"The engine's answer is larger than {limit_bytes} bytes.")
             await self._wait()
-        data = self._buffer[0] if len(self._buffer) == 1 else b"".join(self._buffer)
-        self._buffer = []
-        self._buffered_bytes = 0
+        if self._error is not None:
+            raise self._error
+        return self._taken_buffer()
+
+    def pipe_to(self, take: Callable[[bytes], None]) -> None:
+        """From now on `take` gets the body as it arrives, inside the read callback: it must not block.
+
+        What it raises ends the response and is raised by `progress()`.
+        """
+        self._take = take
+        if self._buffer:
+            self._hand_over(take)
+
+    async def progress(self) -> None:
+        """Wait for `nudge()`, the end of the response, or its failure."""
+        if self._error is not None:
+            raise self._error
+        if not self.is_complete:
+            await self._wait()
+
+    def nudge(self) -> None:
+        """Wake who waits in `progress()`."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def pause(self) -> None:
+        if self._is_reading and self.transport is not None:
+            self._is_reading = False
+            self.transport.pause_reading()
+
+    def resume(self) -> None:
         if not self._is_reading and self.transport is not None:
             self._is_reading = True
             self.transport.resume_reading()
-        return data
 
-    async def read_all(self, limit_bytes: int) -> bytes:
-        """The whole body. Raises UpstreamError when it is larger than `limit_bytes`."""
-        parts = []
-        size = 0
-        while data := await self.read():
-            parts.append(data)
-            size += len(data)
-            if size > limit_bytes:
-                raise UpstreamError(f"The engine's answer is larger than {limit_bytes} bytes.")
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+    def _hand_over(self, take: Callable[[bytes], None]) -> None:
+        try:
+            take(self._taken_buffer())
+        except Exception as error:  # noqa: BLE001 (it is raised again where the response is awaited)
+            self.fail(error)
+            if self.transport is not None:
+                self.transport.abort()
+
+    def _taken_buffer(self) -> bytes:
+        buffer, self._buffer = self._buffer, []
+        self._buffered_bytes = 0
+        return buffer[0] if len(buffer) == 1 else b"".join(buffer)
 
     def release(self) -> None:
         """Give the connection back; it is closed instead when its response did not end cleanly."""
@@ -156,11 +187,7 @@ class Connection(asyncio.Protocol):
         finally:
             self._waiter = None
 
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def fail(self, error: PenstockError) -> None:
+    def fail(self, error: Exception) -> None:
         """The response will not come: whoever waits gets `error`."""
         if self._error is None:
             self._error = error
@@ -185,7 +212,7 @@ class Connection(asyncio.Protocol):
         self._pool.forget(self)
         if self.status and not self._has_length and not self.is_complete and exc is None:
             self.is_complete = True  # a response without a length ends with the connection
-            self._wake()
+            self.nudge()
         elif not self.is_complete:
             self.fail(UpstreamError("The engine closed the connection before its answer was complete."))
 
@@ -199,11 +226,10 @@ class Connection(asyncio.Protocol):
             self.fail(UpstreamError(f"The engine answered with invalid HTTP: {error}."))
             self.close()
             return
-        if self._buffered_bytes > HIGH_WATER_BYTES and self._is_reading and self.transport is not None:
-            self._is_reading = False
-            self.transport.pause_reading()
-        if self._waiter is not None:
-            self._wake()
+        if self._take is None:
+            self.nudge()
+        elif self._buffer:
+            self._hand_over(self._take)
 
     # ---- httptools ----
 
@@ -233,6 +259,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self.status:
             self.is_complete = True
+            self.nudge()
         else:
             self.headers = {}  # an informational response (100 Continue)
 

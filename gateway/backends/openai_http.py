@@ -4,7 +4,7 @@ The client's body goes upstream as it came, unless the model's name, an identifi
 take, or the wish for a usage count must change it. Answers come back as bytes (sse.py).
 """
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,18 +13,18 @@ import msgspec
 from gateway.backends.errors import engine_error
 from gateway.backends.http11 import Connection, Pool
 from gateway.backends.sse import StreamReader, model_renames
-from gateway.core.call import Call, Chunk, Endpoint, Reply, Usage
-from gateway.core.errors import EngineRefused, PenstockError, UpstreamError, UpstreamTimeout
+from gateway.core.call import Call, Chunk, Endpoint, Reply, Sink, Usage
+from gateway.core.errors import PenstockError, UpstreamError, UpstreamTimeout
 from gateway.core.openai import OPENAI_FIELDS
 from gateway.core.replica import Probe, Replica
 
 ANSWER_LIMIT_BYTES = 256 * 2**20
 ERROR_LIMIT_BYTES = 2**20
+AFTER_DONE_S = 1.0  # for the end of the response after [DONE], so that its connection can be used again
 IDENTIFIERS = frozenset({"user", "safety_identifier"})
 """Fields that name the caller and never change an answer: accepted everywhere, sent where taken."""
 
 _WANTS_USAGE = msgspec.Raw(b'{"include_usage":true}')
-_DONE = b"data: [DONE]\n\n"
 
 
 class _AnswerChoice(msgspec.Struct, gc=False):
@@ -73,7 +73,7 @@ class OpenAIHTTP:
         self.patience = patience
         self._pools: dict[str, Pool] = {}
         self._first_words = f"no first token after {patience.first_token_timeout_s:g} s"
-        self._idle_words = f"nothing for {patience.idle_timeout_s:g} s in the middle of its answer"
+        self.idle_words = f"nothing for {patience.idle_timeout_s:g} s in the middle of its answer"
 
     # ---- the contract ----
 
@@ -85,27 +85,15 @@ class OpenAIHTTP:
             connection.release()
         return self._reply(body, replica, call)
 
-    async def stream(self, replica: Replica, call: Call) -> AsyncGenerator[Chunk, None]:
+    async def stream(self, replica: Replica, call: Call, sink: Sink) -> None:
         connection = await self._send(replica, call, self._body(replica, call))
         try:
             if not connection.headers.get(b"content-type", b"").startswith(b"text/event-stream"):
                 raise engine_error(502, await connection.read_all(ERROR_LIMIT_BYTES))
             rename = (replica.served_model, call.model) if replica.served_model != call.model else None
-            reader = StreamReader(rename=rename, drop_usage=not call.wants_usage)
-            is_finished = False
-            while data := await connection.read():
-                chunk = reader.feed(data)
-                if chunk is None:
-                    continue
-                if chunk.contents:
-                    connection.expect_within(self.patience.idle_timeout_s, self._idle_words)
-                is_finished = is_finished or chunk.finish_reason is not None
-                yield chunk
-            if reader.is_done:
-                return
-            if reader.has_partial_event or not is_finished:
-                raise UpstreamError("The engine ended its stream before the answer was finished.")
-            yield Chunk(_DONE)  # engines that never say [DONE]: clients wait for it
+            relay = _Relay(connection, sink, StreamReader(rename=rename, drop_usage=not call.wants_usage), self)
+            connection.pipe_to(relay.take)
+            await relay.run()
         finally:
             connection.release()
 
@@ -224,4 +212,51 @@ class OpenAIHTTP:
         return pool
 
 
-__all__ = ["IDENTIFIERS", "EngineRefused", "OpenAIHTTP", "Patience"]
+class _Relay:
+    """One stream on its way from a connection to a sink. `take` runs inside the read callback."""
+
+    __slots__ = ("_connection", "_engine", "_is_finished", "_reader", "_sink")
+
+    def __init__(self, connection: Connection, sink: Sink, reader: StreamReader, engine: OpenAIHTTP) -> None:
+        self._connection = connection
+        self._sink = sink
+        self._reader = reader
+        self._engine = engine
+        self._is_finished = False
+
+    def take(self, data: bytes) -> None:
+        if self._reader.is_done:
+            return  # after [DONE] there is nothing a client should see
+        chunk = self._reader.feed(data)
+        if chunk is None:
+            return
+        if chunk.contents:
+            self._connection.expect_within(self._engine.patience.idle_timeout_s, self._engine.idle_words)
+        if chunk.finish_reason is not None:
+            self._is_finished = True
+        self._sink.push(chunk)
+        if chunk.is_last:
+            self._connection.expect_within(AFTER_DONE_S, "its answer was over")
+        elif self._sink.paused:
+            self._connection.pause()
+            self._connection.nudge()
+
+    async def run(self) -> None:
+        """Until the stream is over. Raises UpstreamError when it broke off, and what the sink raised."""
+        connection = self._connection
+        try:
+            while not connection.is_complete:
+                if self._sink.paused:
+                    await self._sink.drained()
+                connection.resume()
+                await connection.progress()
+            await connection.progress()
+        except UpstreamError:
+            if not self._reader.is_done:
+                raise
+            return  # the client has everything; only the connection is spoilt
+        if self._reader.is_done:
+            return
+        if self._reader.has_partial_event or not self._is_finished:
+            raise UpstreamError("The engine ended its stream before the answer was finished.")
+        self._sink.push(Chunk(b"data: [DONE]\n\n", is_last=True))  # some engines never say it; clients wait for it

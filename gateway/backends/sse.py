@@ -118,7 +118,7 @@ class StreamReader:
     def _read_event(self, payload: bytes, chunk: Chunk) -> bool:
         """Fill `chunk` from one event; False when the event is not for the client."""
         if payload.startswith(b"[DONE]"):
-            self.is_done = True
+            self.is_done = chunk.is_last = True
             return True
         try:
             event = _DECODE(payload)

@@ -86,15 +86,31 @@ class Reply(msgspec.Struct, gc=False):
 class Chunk(msgspec.Struct, gc=False):
     """One or more complete SSE events that arrived together.
 
-    `contents` counts the events that carry content, reasoning or tool arguments (design: TTFT, ITL);
-    `error` is set when the engine reported a failure inside the stream, and ends it.
+    `contents` counts the events that carry content, reasoning or tool arguments (TTFT, ITL);
+    `is_last`: it ends with `[DONE]`; `error`: the engine reported a failure inside the stream.
     """
 
     data: bytes
     contents: int = 0
     usage: Usage | None = None
     finish_reason: str | None = None
+    is_last: bool = False
     error: PenstockError | None = None
+
+
+class Sink(Protocol):
+    """Where a backend puts what a stream brings, the moment it arrives (docs/decisions/0003)."""
+
+    def push(self, chunk: Chunk) -> None:
+        """Take a chunk. Raises PenstockError to end the stream."""
+
+    @property
+    def paused(self) -> bool:
+        """Read no more from the engine until `drained()`."""
+        ...
+
+    async def drained(self) -> None:
+        """Wait until more can be taken. Raises PenstockError when that takes too long."""
 
 
 class Client(Protocol):

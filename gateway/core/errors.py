@@ -108,6 +108,12 @@ class DeadlineExceeded(PenstockError):
     status, type, code, outcome = 504, "server_error", "deadline_exceeded", "timeout"
 
 
+class ClientTooSlow(PenstockError):
+    """The client took nothing for so long that its stream was cut."""
+
+    status, type, code, outcome = 408, "invalid_request_error", "client_too_slow", "client_closed"
+
+
 class EngineRefused(PenstockError):
     """The engine answered with an error of its own; its words are kept, its shape is not."""
 

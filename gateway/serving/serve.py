@@ -6,21 +6,15 @@ tried, after it never. docs/request-life.md walks through this file.
 
 import asyncio
 import time
-from contextlib import aclosing
 
 from gateway.core.call import Call, Client
-from gateway.core.errors import DeadlineExceeded, Draining, EngineUnreachable, PenstockError, UpstreamError
+from gateway.core.errors import Draining, EngineUnreachable, PenstockError, UpstreamError
 from gateway.core.replica import Replica
 from gateway.routing.deployment import Deployment
 from gateway.routing.health import HealthWatch
 from gateway.routing.router import Router
+from gateway.serving.relay import Relay
 from gateway.telemetry.record import Record, Telemetry
-
-
-class ClientTooSlow(PenstockError):
-    """The client took nothing for so long that its stream was cut."""
-
-    status, code, outcome = 408, "client_too_slow", "client_closed"
 
 
 class Service:
@@ -92,7 +86,7 @@ class Service:
         outcome = "client_closed"  # what it is when we are cancelled
         try:
             if call.stream:
-                await self._relay(deployment, replica, call, client, record)
+                await self._stream(deployment, replica, call, client, record)
             else:
                 reply = await deployment.backend.complete(replica, call)
                 record.saw_reply(reply)
@@ -105,32 +99,10 @@ class Service:
             deployment.give_back(replica, outcome)
             self.telemetry.attempt_done(record, outcome)
 
-    async def _relay(
+    async def _stream(
         self, deployment: Deployment, replica: Replica, call: Call, client: Client, record: Record
     ) -> None:
-        async with aclosing(deployment.backend.stream(replica, call)) as chunks:
-            async for chunk in chunks:
-                record.saw_chunk(chunk)
-                if not client.started:
-                    if chunk.error is not None and not chunk.contents:
-                        raise chunk.error
-                    client.open_stream(chunk.data)
-                elif chunk.data:
-                    client.send(chunk.data)
-                if chunk.error is not None:
-                    raise chunk.error
-                if client.paused:
-                    await self._wait_for_client(call, client)
+        relay = Relay(call, client, record, self.send_timeout_s)
+        await deployment.backend.stream(replica, call, relay)
         if not client.started:
             raise UpstreamError("The engine ended its stream without a single event.")
-        client.close_stream()
-
-    async def _wait_for_client(self, call: Call, client: Client) -> None:
-        patience_s = min(self.send_timeout_s, call.deadline_s - time.monotonic())
-        try:
-            async with asyncio.timeout(max(patience_s, 0)):
-                await client.drained()
-        except TimeoutError:
-            if time.monotonic() >= call.deadline_s:
-                raise DeadlineExceeded("The request's deadline is over.") from None
-            raise ClientTooSlow(f"The client read nothing for {self.send_timeout_s:g} s.") from None
