@@ -1,7 +1,7 @@
 """Starts a real `penstock up` in a folder of its own and watches every process of it, for the test_stack_*.py files.
 
 Every process is marked by an environment variable, which it cannot shed by forking, by a session of its own or by
-losing its parent: what still carries the mark after the stack has gone was left behind.
+losing its parent: what still carries the mark, or lives in a session of one that did, was left behind.
 """
 
 import contextlib
@@ -29,7 +29,9 @@ class RunningStack:
     ) -> None:
         self.mark = uuid.uuid4().hex
         self.run_dir = folder / "run"
+        self.base_url = ""
         self._lines: list[str] = []
+        self._sessions: set[int] = set()
         command = command or [sys.executable, "-m", "stack", *args, "--run-dir", str(self.run_dir)]
         self.process = subprocess.Popen(
             command, cwd=folder, env=os.environ | {"PYTHONUNBUFFERED": "1", MARK: self.mark} | (env or {}),
@@ -42,8 +44,8 @@ class RunningStack:
     def output(self) -> str:
         return "\n".join(self._lines)
 
-    def wait_for(self, text: str, times: int = 1) -> None:
-        deadline = time.monotonic() + PATIENCE_S
+    def wait_for(self, text: str, times: int = 1, patience_s: float = PATIENCE_S) -> None:
+        deadline = time.monotonic() + patience_s
         while self.output.count(text) < times:
             assert time.monotonic() < deadline, f"no {text!r} in:\n{self.output}"
             assert self.process.poll() is None or self._reader.is_alive(), f"ended without {text!r}:\n{self.output}"
@@ -56,6 +58,7 @@ class RunningStack:
         os.killpg(self.process.pid, number)
 
     def exit_code(self) -> int:
+        self.marked()
         code = self.process.wait(PATIENCE_S)
         self._reader.join(PATIENCE_S)
         return code
@@ -65,11 +68,15 @@ class RunningStack:
         found = {}
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
+                session = int((entry / "stat").read_bytes().rpartition(b")")[2].split()[3])
                 if f"{MARK}={self.mark}".encode() in (entry / "environ").read_bytes().split(b"\0"):
+                    self._sessions.add(session)
+                # A process that sets its title (vLLM's) overwrites the mark, but stays in its guard's session.
+                if session in self._sessions:
                     found[int(entry.name)] = (
                         (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                     )
-        return found
+        return {pid: line for pid, line in found.items() if line}  # a zombie has none
 
     def pids(self, part: str) -> list[int]:
         return [pid for pid, command in self.marked().items() if part in command and "guard.py" not in command]

@@ -28,6 +28,7 @@ exit codes: 0 stopped on request, 1 could not start or had to give up, 2 wrong f
 130 killed by a second Ctrl-C
 """
 STARTER = "model_repo/checkpoints/starter"
+STARTER_NAME = "penstock-starter"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,8 +36,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if bool(args.stack) == bool(args.engine):
         parser.error("give either a stack file or --engine")
-    if args.stack and args.model:
-        parser.error("--model belongs to --engine; in a stack file it is engines.NAME.checkpoint")
+    if args.stack and (args.model or args.name or args.engine_arg or args.replicas != 1):
+        parser.error(
+            "--model --name --replicas --engine-arg belong to --engine; in a stack file: engines.NAME.checkpoint ..."
+        )
 
     from stack.errors import StackError
 
@@ -86,13 +89,17 @@ def _quick(args: argparse.Namespace) -> "tuple[StackFile, Place]":
     from stack.settings import Engine, StackFile
 
     root = _root()
-    checkpoint = args.model or str(root / STARTER)
-    if not args.model and not Path(checkpoint).exists():
+    starter = root / STARTER
+    checkpoint = args.model or str(starter)
+    if not args.model and not starter.exists():
         raise StackError(
-            f"the starter model is not in {checkpoint}: `make starter-model` trains it, --model names another"
+            f"the starter model is not in {starter}: `make starter-model` trains it, --model names another"
         )
-    name = args.engine.split("/")[0] if not args.engine.endswith((".yaml", ".yml")) else "engine"
-    engine = Engine(profile=args.engine, checkpoint=checkpoint, args=args.engine_arg, replicas=args.replicas)
+    name = "engine" if args.engine.endswith((".yaml", ".yml")) else args.engine.split("/")[0].replace("_", "-")
+    model = args.name or (STARTER_NAME if Path(checkpoint).resolve() == starter else None)
+    engine = Engine(
+        profile=args.engine, checkpoint=checkpoint, model=model, args=args.engine_arg, replicas=args.replicas
+    )
     run = args.run_dir or root / ".cache" / "stack" / f"serve-{args.port or 8000}"
     return StackFile(engines={name: engine}), Place(root=root, base=Path.cwd(), run=run.absolute())
 
@@ -155,6 +162,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--model", metavar="M", help="with --engine: a checkpoint's path or a hub id; default: the starter model"
+    )
+    parser.add_argument(
+        "--name", metavar="N", help="with --engine: the public model name; default: the checkpoint's own"
     )
     parser.add_argument(
         "--replicas", type=_count, default=1, metavar="N", help="with --engine: how many processes of it"
