@@ -108,13 +108,14 @@ class Stack:
                 await self._helper(f"setup-{engine.name}", command, show=True)
 
     async def _fetch(self, engine: ServedEngine) -> str:
-        """Download a hub id; the folder is the last line printed."""
+        """Download a hub id; the last line that is a folder says where it lies."""
         known = plan.values(engine, self._place)
         command = tuple(fill(word, known) for word in engine.profile.fetch or ())
         lines = await self._helper(f"fetch-{engine.name}", command, show=True)
-        if not lines or not os.path.exists(lines[-1]):  # noqa: ASYNC240
-            raise StackError(f"downloading {engine.checkpoint} printed no folder at its end: {lines[-1:]}")
-        return lines[-1]
+        folder = next((line for line in reversed(lines) if line.startswith("/") and os.path.isdir(line)), None)  # noqa: ASYNC240
+        if folder is None:
+            raise StackError(f"downloading {engine.checkpoint} named no folder; it said:\n{_indent(lines)}")
+        return folder
 
     async def _check_gateway(self, config_path: Path) -> None:
         """The gateway judges its configuration before an engine has taken a minute to start."""

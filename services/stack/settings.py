@@ -50,7 +50,7 @@ class Profile(Strict):
     description: str = Field(description="one line for a person who chooses a profile")
     venv: str | None = Field(None, description="the engine's own environment, relative to the project's root")
     setup: list[Text] | None = Field(None, description="argv run before every start: idempotent, quick when done")
-    fetch: list[Text] | None = Field(None, description="argv that downloads a hub id and prints the local folder last")
+    fetch: list[Text] | None = Field(None, description="argv that downloads a hub id and prints the folder")
     hub: bool = Field(False, description="the engine itself takes a hub id for {checkpoint}")
     command: list[Text] = Field(min_length=1, description="argv; an engine's `args` of the stack file are appended")
     env: dict[str, Text] = Field(default_factory=dict)

@@ -370,3 +370,27 @@ def test_check_starts_nothing_and_lets_the_gateway_judge_its_part(tmp_path: Path
     with stack_of(tmp_path, "--check", str(write_stack(tmp_path, port, gateway="sevrer: {}"))) as bad:
         assert bad.exit_code() == 2
         assert "sevrer" in bad.output
+
+
+def test_a_hub_id_is_downloaded_before_the_engine_starts(tmp_path: Path, port: int) -> None:
+    snapshot = tmp_path / "hub-home/hub/models--acme--tiny/snapshots/abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    refs = snapshot.parents[1] / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("abc")
+    path = write_stack(tmp_path, port, shell='echo "it lies in $1"')
+    path.write_text(path.read_text().replace("checkpoint: checkpoint", "checkpoint: acme/tiny"))
+    with (tmp_path / "profile.yaml").open("a") as profile:
+        profile.write('fetch: ["{venv}/bin/hf", download, "{checkpoint}", --quiet]\n')
+    # The real client of the hub; what is in its cache needs no network.
+    hub = {"HF_HOME": str(tmp_path / "hub-home"), "HF_HUB_OFFLINE": "1"}
+    with stack_of(tmp_path, str(path), "--logs", "all", env=hub) as stack:
+        stack.wait_for("ready at")
+        assert f"it lies in {snapshot}" in stack.output
+    path.write_text(path.read_text().replace("acme/tiny", "acme/missing"))
+    with stack_of(tmp_path, str(path), env=hub) as stack:
+        assert stack.exit_code() == 1
+        assert "fetch-fake failed, exit code 1" in stack.output
+        assert "acme/missing" in stack.output
+        stack.assert_nothing_stays()
