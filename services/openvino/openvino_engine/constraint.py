@@ -10,6 +10,8 @@ from typing import Any, Literal
 import msgspec
 import openvino_genai
 
+from openvino_engine.json_grammar import compact_grammar
+
 TOOL_OPEN = "<tool_call>"
 TOOL_CLOSE = "</tool_call>"
 
@@ -57,14 +59,13 @@ class Constraint(msgspec.Struct, frozen=True, omit_defaults=True):
         if self.choice is not None:
             return kinds(structural_tags_config=_union([kinds.ConstString(text) for text in self.choice], kinds))
         if self.json_schema is not None:
-            return kinds(json_schema=self.json_schema)
+            compact = compact_grammar(self.json_schema)
+            return kinds(json_schema=self.json_schema) if compact is None else kinds(grammar=compact)
         return kinds(regex=self.regex) if self.regex is not None else kinds(grammar=self.grammar)
 
     def _tags(self, kinds: Any) -> Any:
         frame = self.frame
-        tags = [
-            kinds.Tag(frame.begin(tool.name), kinds.JSONSchema(tool.schema), frame.end()) for tool in self.tools or ()
-        ]
+        tags = [kinds.Tag(frame.begin(tool.name), _json(tool.schema, kinds), frame.end()) for tool in self.tools or ()]
         once = not self.parallel
         if self.tool_mode == "auto":
             return kinds.TriggeredTags([TOOL_OPEN], tags, stop_after_first=once)
@@ -75,6 +76,11 @@ def _union(parts: list[Any], kinds: Any) -> Any:
     return parts[0] if len(parts) == 1 else kinds.Union(parts)
 
 
-def compact(schema: object) -> str:
+def _json(schema: str, kinds: Any) -> Any:
+    compact = compact_grammar(schema)
+    return kinds.JSONSchema(schema) if compact is None else kinds.EBNF(compact)
+
+
+def schema_json(schema: object) -> str:
     """A schema as JSON text, in the client's key order (the order in which the model writes the keys)."""
     return json.dumps(schema, ensure_ascii=False, separators=(",", ":"))

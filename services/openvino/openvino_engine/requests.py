@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from openvino_engine.checkpoint import Checkpoint
-from openvino_engine.constraint import Constraint, compact
+from openvino_engine.constraint import Constraint, schema_json
 from openvino_engine.errors import ApiError, context_exceeded, invalid, unsupported
 from openvino_engine.fields import Fields
 from openvino_engine.sampling import Sampling
@@ -183,7 +183,7 @@ def schema_text(schema: object, param: str) -> str:
         raise invalid(param, f"{param!r} must be a JSON schema object", code="invalid_type")
     if _depth(schema) > _SCHEMA_DEPTH:
         raise invalid(param, f"{param!r} is nested deeper than {_SCHEMA_DEPTH} levels", code="invalid_grammar")
-    text = compact(schema)
+    text = schema_json(schema)
     if len(text) > _GRAMMAR_BYTES:
         raise invalid(param, f"{param!r} is larger than {_GRAMMAR_BYTES} bytes", code="invalid_grammar")
     return text
