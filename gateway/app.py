@@ -72,6 +72,7 @@ def create_app(settings: Settings) -> App:
         server.body_limit_bytes,
         server.header_limit_bytes,
         server.receive_timeout_s,
+        server.send_timeout_s,
     )
     return App(make_web_app(service, by_name, auth, metrics, lifespan), wire, service)
 

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import httptools
 from uvicorn import Config
@@ -19,10 +20,12 @@ from uvicorn.server import ServerState
 
 from gateway.api.errors import error_body
 from gateway.api.exchange import STATUS_LINES, Exchange
+from gateway.api.request_id import accept_request_id
 from gateway.core.errors import (
     BodyTooLarge,
     HeadersTooLarge,
     InvalidRequest,
+    MethodNotAllowed,
     PenstockError,
     RequestTimeout,
     UnsupportedEncoding,
@@ -30,9 +33,11 @@ from gateway.core.errors import (
 
 Handler = Callable[[Exchange], Coroutine[Any, Any, None]]
 
-LINGER_S = 2.0
+LINGER_S = 10.0
 SWEEP_S = 1.0
 NEVER = float("inf")
+FRAMING_RATIO = 16
+"""Bytes of chunk headers that a byte of body may cost; a client that sends it byte by byte needs 5."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -47,6 +52,7 @@ class Wire:
     body_limit_bytes: int = 32 * 2**20
     header_limit_bytes: int = 64 * 2**10
     receive_timeout_s: float = 60.0
+    send_timeout_s: float = 60.0
     _default_headers: tuple[object, bytes] = (None, b"")
     _is_sweeping: bool = False
 
@@ -58,8 +64,8 @@ class Wire:
     def _sweep(self, state: ServerState, loop: asyncio.AbstractEventLoop) -> None:
         now_s = loop.time()
         for connection in list(state.connections):
-            if isinstance(connection, WireProtocol) and now_s >= connection.expires_s:
-                connection.expire()
+            if isinstance(connection, WireProtocol):
+                connection.check_time(now_s)
         self._is_sweeping = False
         if state.connections:
             self.watch(state, loop)
@@ -85,13 +91,17 @@ class WireProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self.wire = wire
         self.exchange: Exchange | None = None  # the one being received
+        self.running: Exchange | None = None  # the one being answered
         self.is_receiving = False  # head or body of a request is not complete
-        self.is_in_head = False
         self.is_cold = False  # the request being received belongs to the framework
-        self.is_lingering = False  # refused: what still comes is read and dropped, so the answer arrives
-        self.head_bytes = 0
+        self.is_refused = False  # what still comes is read and dropped
+        self.refusal: PenstockError | None = None  # to be said after the answers to earlier requests
+        self.is_held = False  # the client leaves its answers unread: no next request until it reads
+        self.received_bytes = 0  # of the request being received, framing included
         self.body_bytes = 0
         self.expires_s = NEVER
+        self.unsent_bytes = 0
+        self.unsent_since_s = 0.0
 
     # ---- connection ----
 
@@ -101,40 +111,73 @@ class WireProtocol(HttpToolsProtocol):
         self.wire.watch(self.server_state, self.loop)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        cycles: list[Any] = [self.cycle, *(queued for queued, _ in self.pipeline)]
-        for cycle in cycles:
-            if isinstance(cycle, Exchange) and not cycle.response_complete:
-                cycle.disconnected = True
-                if cycle.task is not None:
-                    cycle.task.cancel()
+        running = self.running
+        if running is not None and not running.response_complete:
+            running.disconnected = True
+            if running.task is not None:
+                running.task.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self.is_lingering:
+        if self.is_refused:
             return
-        self.head_bytes += len(data)
+        self.received_bytes += len(data)
+        self._feed(data)
+        if self.is_receiving and self.received_bytes - FRAMING_RATIO * self.body_bytes > self.wire.header_limit_bytes:
+            self.refuse(HeadersTooLarge(self._header_limit()))  # an endless head, trailer or chunk header
+
+    def _feed(self, data: bytes) -> None:
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # an offer we need not take up: answered as the plain request it is
+        except httptools.HttpParserUpgrade as offer:
+            self._decline_upgrade(data[offer.args[0] :])
         except httptools.HttpParserError:
             self.refuse(InvalidRequest("The request is not valid HTTP/1.1.", code="invalid_http"))
-        if self.is_in_head and self.head_bytes > self.wire.header_limit_bytes:
-            self.refuse(HeadersTooLarge(self._header_limit()))
 
-    def expire(self) -> None:
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """The parser stops after the head, where another protocol could begin. We take up no offer (Java's
+        client makes one with every first request): the request is read again without it."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self.refuse(MethodNotAllowed("This is not a proxy: CONNECT is not taken."))
+            return
+        head = [b"%b %b HTTP/%b\r\n" % (method, self.url, self.parser.get_http_version().encode())]
+        head += [b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+        self._feed(b"".join([*head, b"\r\n", rest]))
+
+    def check_time(self, now_s: float) -> None:
+        """Called by the sweep."""
+        if now_s >= self.expires_s:
+            self._expire(now_s)
+        if self.flow.write_paused or self.transport.is_closing():
+            self._check_unsent(now_s)
+
+    def _expire(self, now_s: float) -> None:
         """Nothing came for too long: on an idle connection that is its end, inside a request a 408."""
-        self.expires_s = NEVER
-        if self.is_receiving:
-            limit_s = self.wire.receive_timeout_s
-            self.refuse(RequestTimeout(f"The request was not complete after {limit_s:g} seconds."))
-        else:
+        limit_s = self.wire.receive_timeout_s
+        if self.is_refused:
+            self.transport.abort()
+        elif not self.is_receiving:
+            self.expires_s = NEVER
             self.transport.close()
+        elif self._is_behind_others():
+            self.expires_s = now_s + limit_s  # it may be us who do not read on
+        else:
+            self.refuse(RequestTimeout(f"The request was not complete after {limit_s:g} seconds."))
+
+    def _check_unsent(self, now_s: float) -> None:
+        unsent_bytes = self.transport.get_write_buffer_size()
+        if unsent_bytes != self.unsent_bytes:
+            self.unsent_bytes, self.unsent_since_s = unsent_bytes, now_s
+        elif unsent_bytes and now_s - self.unsent_since_s >= self.wire.send_timeout_s:
+            self.transport.abort()
 
     # ---- parser callbacks ----
 
     def on_message_begin(self) -> None:
-        self.is_receiving = self.is_in_head = True
+        if self.is_refused:
+            return
+        self.is_receiving = True
         self.is_cold = False
         self.exchange = None
         self.body_bytes = 0
@@ -144,24 +187,26 @@ class WireProtocol(HttpToolsProtocol):
         self.expect_100_continue = False
 
     def on_headers_complete(self) -> None:
-        self.is_in_head = False
-        if self.is_lingering:
+        if self.is_refused or self.parser.should_upgrade():
             return None
-        if self.head_bytes > self.wire.header_limit_bytes and self._size_of_head() > self.wire.header_limit_bytes:
+        if self.received_bytes > self.wire.header_limit_bytes and self._size_of_head() > self.wire.header_limit_bytes:
             return self.refuse(HeadersTooLarge(self._header_limit()))
-        path = self.url if b"?" not in self.url else self.url.partition(b"?")[0]
+        path = self.url
+        if path not in self.wire.hot_routes:
+            self.url = _origin_form(path)
+            path = unquote_to_bytes(self.url.partition(b"?")[0])
         if path in self.wire.hot_routes and self.parser.get_method() == b"POST":
             return self._open_exchange(path)
         return self._open_cycle()
 
     def _open_cycle(self) -> None:
         """Hand the request to the framework: uvicorn makes its ASGI scope first, then takes the head."""
-        self.is_cold = True
         url, headers, expects_100 = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expects_100
         self.headers.extend(headers)
         super().on_headers_complete()
+        self.is_cold = True
 
     def _size_of_head(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
@@ -178,18 +223,19 @@ class WireProtocol(HttpToolsProtocol):
         if previous is None or previous.response_complete:
             exchange.is_turn = True
         else:
-            self.flow.pause_reading()
+            if self.pipeline:  # not at the first: while we do not read, we do not see the client leave
+                self.flow.pause_reading()
             self.pipeline.appendleft((exchange, self.app))  # type: ignore[arg-type]
         if int(headers.get(b"content-length", 0)) > self.wire.body_limit_bytes:
             self.refuse(self._too_large())
         elif b"content-encoding" in headers and headers[b"content-encoding"].strip().lower() != b"identity":
             self.refuse(UnsupportedEncoding("Compressed request bodies are not accepted; send plain JSON."))
-        elif self.expect_100_continue and exchange.is_turn:
+        elif self.expect_100_continue and exchange.is_turn and not is_http10:
             self.transport.write(CONTINUE)
 
     def on_body(self, body: bytes) -> None:
         self.body_bytes += len(body)
-        if self.is_lingering:
+        if self.is_refused:
             return
         if self.body_bytes > self.wire.body_limit_bytes:
             self.refuse(self._too_large())
@@ -199,12 +245,16 @@ class WireProtocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.is_refused:
+            return
         self.is_receiving = False
-        self.head_bytes = 0
+        self.received_bytes = 0
         self.expires_s = NEVER
         exchange = self.exchange
         if self.is_cold:
             super().on_message_complete()
+            if self.cycle.response_complete:  # answered before its body was here
+                self.expires_s = self.loop.time() + self.timeout_keep_alive
         elif exchange is not None and not exchange.response_complete:
             exchange.more_body = False
             if exchange.is_turn:
@@ -219,53 +269,84 @@ class WireProtocol(HttpToolsProtocol):
         cycle.is_turn = True
         if not cycle.more_body:
             self._run(cycle)
+        elif self.expect_100_continue and not cycle.is_http10:
+            self.transport.write(CONTINUE)
 
     def _run(self, exchange: Exchange) -> None:
         task = self.loop.create_task(self.wire.hot_routes[exchange.path](exchange))
         exchange.task = task
+        self.running = exchange
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
+        self.running = None
         if self.transport.is_closing():
             return
+        if self.flow.write_paused:
+            self.is_held = True
+            self.flow.pause_reading()
+        else:
+            self._go_on()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.is_held:
+            self.is_held = False
+            self._go_on()
+
+    def _go_on(self) -> None:
         self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
+        elif self.refusal is not None:
+            self._answer_refusal(self.refusal)
         elif not self.is_receiving:
             self.expires_s = self.loop.time() + self.timeout_keep_alive
 
     # ---- refusing ----
 
     def refuse(self, error: PenstockError) -> None:
-        """Answer a request that is not worth reading further, and close."""
-        if self.is_lingering or self.transport.is_closing():
+        """Answer a request that is not worth reading further, after those that came before it, and close."""
+        if self.is_refused or self.transport.is_closing():
             return
-        if not self._may_answer():  # another answer is on its way on this connection: no room for words
-            self.transport.abort()
-            return
+        self.is_refused = True
+        self.expires_s = NEVER
+        cycle: Any = self.cycle
+        if self.is_cold:  # the framework answers without having read the body
+            cycle.keep_alive = False
+            if cycle.response_complete:
+                self._linger()
+        elif self._is_behind_others():
+            self.refusal = error
+            if self.exchange is not None:
+                self.pipeline.popleft()
+        else:
+            self._answer_refusal(error)
+
+    def _is_behind_others(self) -> bool:
+        """The answer to an earlier request is under way while this one is received."""
+        if self.exchange is not None:
+            return not self.exchange.is_turn
+        cycle: Any = self.cycle
+        return not self.is_cold and cycle is not None and not cycle.response_complete
+
+    def _answer_refusal(self, error: PenstockError) -> None:
         if self.exchange is not None:
             self.exchange.response_complete = True
         body = error_body(error)
-        headers = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
-        self.transport.write(STATUS_LINES[error.status] + self.default_headers() + headers + body)
+        head = (
+            b"x-request-id: %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+        ) % (accept_request_id(dict(self.headers or ()).get(b"x-request-id")), len(body))
+        self.transport.write(STATUS_LINES[error.status] + self.default_headers() + head + body)
         self._linger()
-
-    def _may_answer(self) -> bool:
-        cycle: Any = self.cycle
-        if self.is_cold:
-            return False
-        if self.exchange is not None:
-            return self.exchange.is_turn and not self.exchange.response_complete
-        return cycle is None or bool(cycle.response_complete)
 
     def _linger(self) -> None:
         """Close without a reset: a reset would take the answer away from a client still sending."""
-        self.is_lingering = True
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self.loop.call_later(LINGER_S, self.transport.abort)
+        self.expires_s = self.loop.time() + LINGER_S
 
     def default_headers(self) -> bytes:
         return self.wire.default_headers(self.server_state.default_headers)
@@ -275,3 +356,11 @@ class WireProtocol(HttpToolsProtocol):
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"The request body is larger than {self.wire.body_limit_bytes} bytes.")
+
+
+def _origin_form(target: bytes) -> bytes:
+    """A request target without scheme and host (RFC 9112 section 3.2.2). Raises HttpParserError."""
+    if target.startswith(b"/"):
+        return target
+    url = httptools.parse_url(target)
+    return (url.path or b"/") + (b"?" + url.query if url.query else b"")
