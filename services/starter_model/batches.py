@@ -3,13 +3,13 @@
 The batch of a step depends on (seed, stage, step) only, so an interrupted training goes on with the same data.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from . import chat, corpus, prose
+from . import chat, corpus
 from .example import Example, dice
 from .tokenizer import token_id
 
@@ -39,11 +39,12 @@ def encode_prose(tokenizer: Tokenizer, pieces: list[str]) -> Ids:
 class Batches:
     """Batches of one run: rows of `length` + 1 tokens (inputs and shifted targets overlap) and their weights."""
 
-    def __init__(self, tokenizer: Tokenizer, seed: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, seed: int, pieces: Sequence[str]) -> None:
+        """`pieces` of prose are put in an order of the seed's; together they must be longer than a row."""
         self._tokenizer, self._seed = tokenizer, seed
-        training, _ = prose.split()
-        dice("prose", seed).shuffle(training)
-        self._prose = encode_prose(tokenizer, training)
+        shuffled = list(pieces)
+        dice("prose", seed).shuffle(shuffled)
+        self._prose = encode_prose(tokenizer, shuffled)
 
     def batch(self, stage: str, step: int, mix: Mapping[str, float], rows: int, length: int) -> tuple[Ids, Weights]:
         """(ids_BL, weights_BL) with L = length + 1; weights[:, 0] is never used."""

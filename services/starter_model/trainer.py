@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from . import corpus
+from . import corpus, prose
 from .batches import Batches, Ids
 from .model import Qwen3, initialise
 from .optimizer import make_optimizers, schedule
@@ -95,7 +95,7 @@ class Run:
         """Train to the end of the last stage, or until `stop` says so between two steps. Saves before it returns."""
         if self.done:
             return
-        batches = Batches(self.tokenizer, self.recipe.seed)
+        batches = Batches(self.tokenizer, self.recipe.seed, prose.split()[0])
         loss_function = compile_if_possible(self.model) if compiled else loss_of(self.model)
         clock = _Clock(self.state)
         while not self.done and not stop():

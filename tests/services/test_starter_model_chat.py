@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2 import Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from starter_model import batches, chat, corpus, prose, tokenizer
 from starter_model.example import ask, dice
@@ -14,11 +16,16 @@ from starter_model.example import ask, dice
 CHECKPOINT = Path(__file__).parents[2] / "model_repo" / "checkpoints" / "starter"
 
 
-def render(messages: Sequence[Any], tools: Sequence[Any] | None = None) -> str:
+@cache
+def template() -> Template:
+    """As transformers and vLLM compile it."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
-    template = environment.from_string(chat.CHAT_TEMPLATE)
-    return str(template.render(messages=messages, tools=tools, add_generation_prompt=True))
+    return environment.from_string(chat.CHAT_TEMPLATE)
+
+
+def render(messages: Sequence[Any], tools: Sequence[Any] | None = None) -> str:
+    return str(template().render(messages=messages, tools=tools, add_generation_prompt=True))
 
 
 def test_the_template_renders_exactly_what_training_saw() -> None:
@@ -113,7 +120,8 @@ def test_only_the_answer_and_its_end_weigh_fully(tok: Any) -> None:
 
 def test_a_batch_depends_on_its_step_alone(tok: Any) -> None:
     mix = corpus.weights({})
-    one, other = batches.Batches(tok, 3), batches.Batches(tok, 3)
+    pieces = [f"Piece {i} of the documentation is this one." for i in range(100)]
+    one, other = batches.Batches(tok, 3, pieces), batches.Batches(tok, 3, pieces)
     one.batch("s", 0, mix, 4, 128)
     ids, weights = one.batch("s", 1, mix, 4, 128)
     again, again_weights = other.batch("s", 1, mix, 4, 128)
