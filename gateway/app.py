@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fastapi import FastAPI
 
 from gateway.api.auth import Authenticator
-from gateway.api.inference import hot_routes
+from gateway.api.inference import HttpClient, hot_routes
 from gateway.api.web import make_web_app
 from gateway.api.wire import Wire
 from gateway.backends.openai_http import Patience
@@ -69,6 +69,7 @@ def create_app(settings: Settings) -> App:
     server = settings.server
     wire = Wire(
         hot_routes(service, auth, server.json_depth_limit),
+        HttpClient,
         server.body_limit_bytes,
         server.header_limit_bytes,
         server.receive_timeout_s,

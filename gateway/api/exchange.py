@@ -51,6 +51,7 @@ class Exchange:
         "message_event",
         "more_body",
         "path",
+        "paused",
         "response_complete",
         "response_started",
         "task",
@@ -68,6 +69,7 @@ class Exchange:
         self.body: bytes | bytearray = b""
         self.more_body = True
         self.is_turn = False  # the answers to earlier requests on this connection are out
+        self.paused = connection.flow.write_paused  # the client reads slower than we write: `drain()` first
         self.disconnected = False
         self.response_started = False
         self.response_complete = False
@@ -82,11 +84,6 @@ class Exchange:
         else:
             self.body = bytearray(self.body)
             self.body += data
-
-    @property
-    def paused(self) -> bool:
-        """The client reads slower than we write; await `drain()` before writing more."""
-        return self._connection.flow.write_paused and not self.disconnected
 
     async def drain(self) -> None:
         await self._connection.flow.drain()

@@ -19,64 +19,54 @@ from gateway.core.call import Endpoint, Reply
 from gateway.core.errors import Draining, PenstockError
 from gateway.serving.serve import Service
 
+_JSON = b"content-type: application/json\r\n"
+_EVENT_STREAM = (
+    b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
+)
 log = logging.getLogger("penstock.api")
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
-class HttpClient:
-    """Whoever asked, over HTTP: the `Client` that serving talks to."""
+class HttpClient(Exchange):
+    """Whoever asked, over HTTP: the exchange as the `Client` that serving talks to."""
 
-    __slots__ = ("_exchange", "_headers", "request_id")
+    __slots__ = ("id_header", "request_id")
 
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
-        request_id = accept_request_id(exchange.headers.get(b"x-request-id"))
+    def identify(self) -> None:
+        request_id = accept_request_id(self.headers.get(b"x-request-id"))
         self.request_id = request_id.decode()
-        self._headers = b"x-request-id: %b\r\n" % request_id
+        self.id_header = b"x-request-id: %b\r\n" % request_id
 
     @property
     def started(self) -> bool:
-        return self._exchange.response_started
-
-    @property
-    def paused(self) -> bool:
-        return self._exchange.paused
-
-    async def drained(self) -> None:
-        await self._exchange.drain()
+        return self.response_started
 
     def reply(self, reply: Reply) -> None:
-        self._exchange.respond(200, self._headers + b"content-type: application/json\r\n", reply.body)
+        self.respond(200, self.id_header + _JSON, reply.body)
 
     def open_stream(self, first: bytes) -> None:
-        headers = (
-            b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
-        )
-        self._exchange.start(200, self._headers + headers, first)
+        self.start(200, self.id_header + _EVENT_STREAM, first)
 
-    def send(self, data: bytes) -> None:
-        self._exchange.write(data)
-
-    def close_stream(self, last: bytes = b"") -> None:
-        self._exchange.end(last)
+    send = Exchange.write
+    close_stream = Exchange.end
+    drained = Exchange.drain
 
     def fail(self, error: PenstockError) -> None:
-        if self._exchange.response_complete or self._exchange.disconnected:
+        if self.response_complete or self.disconnected:
             return
-        if self._exchange.response_started:
+        if self.response_started:
             self._fail_stream(error)
             return
         if isinstance(error, Draining):
-            self._exchange.keep_alive = False
+            self.keep_alive = False
         extra = "".join(f"{name}: {value}\r\n" for name, value in error_headers(error).items()).encode()
-        headers = b"%bcontent-type: application/json\r\n%b" % (self._headers, extra)
-        self._exchange.respond(error.status, headers, error_body(error))
+        self.respond(error.status, self.id_header + _JSON + extra, error_body(error))
 
     def _fail_stream(self, error: PenstockError) -> None:
-        if self._exchange.paused:
-            self._exchange.abort()  # it does not read: it would not read this either
+        if self.paused:
+            self.abort()  # it does not read: it would not read this either
         else:
-            self._exchange.end(error_event(error))
+            self.end(error_event(error))
 
 
 def hot_routes(service: Service, auth: Authenticator, json_depth_limit: int) -> dict[bytes, Handler]:
@@ -87,15 +77,15 @@ def hot_routes(service: Service, auth: Authenticator, json_depth_limit: int) -> 
 
 
 def _route(parser: Parser, service: Service, auth: Authenticator) -> Handler:
-    async def handle(exchange: Exchange) -> None:
+    async def handle(client: HttpClient) -> None:
         received_s = time.monotonic()
-        client = HttpClient(exchange)
+        client.identify()
         try:
-            key_name = auth.authenticate(exchange.headers.get(b"authorization"))
-            call = parser.parse(bytes(exchange.body), client.request_id, received_s)
-            exchange.body = b""  # a long stream should not hold its prompt twice
+            key_name = auth.authenticate(client.headers.get(b"authorization"))
+            call = parser.parse(bytes(client.body), client.request_id, received_s)
+            client.body = b""  # a long stream should not hold its prompt twice
             call.key_name = key_name
-            call.traceparent = _traceparent(exchange)
+            call.traceparent = _traceparent(client.headers)
             await service.serve(call, client)
         except PenstockError as error:
             service.telemetry.refused(parser.endpoint, client.request_id, error, received_s)
@@ -104,11 +94,11 @@ def _route(parser: Parser, service: Service, auth: Authenticator) -> Handler:
             client.fail(Draining("The gateway shut down before this answer was finished."))
         except Exception:
             log.exception("request %s failed inside the gateway", client.request_id)
-            client.fail(PenstockError("The gateway failed; its log says why.", param=None))
+            client.fail(PenstockError("The gateway failed; its log says why."))
 
     return handle
 
 
-def _traceparent(exchange: Exchange) -> str | None:
-    value = exchange.headers.get(b"traceparent")
+def _traceparent(headers: dict[bytes, bytes]) -> str | None:
+    value = headers.get(b"traceparent")
     return value.decode() if value is not None and _TRACEPARENT.fullmatch(value) else None

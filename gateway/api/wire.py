@@ -31,7 +31,8 @@ from gateway.core.errors import (
     UnsupportedEncoding,
 )
 
-Handler = Callable[[Exchange], Coroutine[Any, Any, None]]
+Handler = Callable[[Any], Coroutine[Any, Any, None]]
+"""Gets the Exchange, of the type `Wire.exchange_type`."""
 
 LINGER_S = 10.0
 SWEEP_S = 1.0
@@ -49,6 +50,7 @@ class Wire:
     """
 
     hot_routes: dict[bytes, Handler] = field(default_factory=dict)
+    exchange_type: type[Exchange] = Exchange
     body_limit_bytes: int = 32 * 2**20
     header_limit_bytes: int = 64 * 2**10
     receive_timeout_s: float = 60.0
@@ -214,7 +216,7 @@ class WireProtocol(HttpToolsProtocol):
     def _open_exchange(self, path: bytes) -> None:
         is_http10 = self.parser.get_http_version() == "1.0"
         headers = dict(self.headers)
-        exchange = Exchange(
+        exchange = self.wire.exchange_type(
             self, path, headers, keep_alive=not is_http10 and self.parser.should_keep_alive(), is_http10=is_http10
         )
         previous: Any = self.cycle

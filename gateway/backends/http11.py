@@ -106,7 +106,8 @@ class Connection(asyncio.Protocol):
             await self._wait()
         if self._error is not None:
             raise self._error
-        return self._taken_buffer()
+        buffer, self._buffer = self._buffer, []
+        return buffer[0] if len(buffer) == 1 else b"".join(buffer)
 
     def pipe_to(self, take: Callable[[bytes], None]) -> None:
         """From now on `take` gets the body as it arrives, inside the read callback: it must not block.
@@ -140,17 +141,13 @@ class Connection(asyncio.Protocol):
             self.transport.resume_reading()
 
     def _hand_over(self, take: Callable[[bytes], None]) -> None:
+        buffer, self._buffer = self._buffer, []
         try:
-            take(self._taken_buffer())
+            take(buffer[0] if len(buffer) == 1 else b"".join(buffer))
         except Exception as error:  # noqa: BLE001 (it is raised again where the response is awaited)
             self.fail(error)
             if self.transport is not None:
                 self.transport.abort()
-
-    def _taken_buffer(self) -> bytes:
-        buffer, self._buffer = self._buffer, []
-        self._buffered_bytes = 0
-        return buffer[0] if len(buffer) == 1 else b"".join(buffer)
 
     def release(self) -> None:
         """Give the connection back; it is closed instead when its response did not end cleanly."""

@@ -4,6 +4,7 @@ The client's body goes upstream as it came, unless the model's name, an identifi
 take, or the wish for a usage count must change it. Answers come back as bytes (sse.py).
 """
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -73,7 +74,6 @@ class OpenAIHTTP:
         self.patience = patience
         self._pools: dict[str, Pool] = {}
         self._first_words = f"no first token after {patience.first_token_timeout_s:g} s"
-        self.idle_words = f"nothing for {patience.idle_timeout_s:g} s in the middle of its answer"
 
     # ---- the contract ----
 
@@ -91,7 +91,8 @@ class OpenAIHTTP:
             if not connection.headers.get(b"content-type", b"").startswith(b"text/event-stream"):
                 raise engine_error(502, await connection.read_all(ERROR_LIMIT_BYTES))
             rename = (replica.served_model, call.model) if replica.served_model != call.model else None
-            relay = _Relay(connection, sink, StreamReader(rename=rename, drop_usage=not call.wants_usage), self)
+            reader = StreamReader(rename=rename, drop_usage=not call.wants_usage)
+            relay = _Relay(connection, sink, reader, self.patience.idle_timeout_s)
             connection.pipe_to(relay.take)
             await relay.run()
         finally:
@@ -215,31 +216,35 @@ class OpenAIHTTP:
 class _Relay:
     """One stream on its way from a connection to a sink. `take` runs inside the read callback."""
 
-    __slots__ = ("_connection", "_engine", "_is_finished", "_reader", "_sink")
+    __slots__ = ("_connection", "_idle_timeout_s", "_idle_words", "_is_finished", "_reader", "_sink")
 
-    def __init__(self, connection: Connection, sink: Sink, reader: StreamReader, engine: OpenAIHTTP) -> None:
+    def __init__(self, connection: Connection, sink: Sink, reader: StreamReader, idle_timeout_s: float) -> None:
         self._connection = connection
         self._sink = sink
         self._reader = reader
-        self._engine = engine
+        self._idle_timeout_s = idle_timeout_s
+        self._idle_words = f"nothing for {idle_timeout_s:g} s in the middle of its answer"
         self._is_finished = False
 
     def take(self, data: bytes) -> None:
         if self._reader.is_done:
             return  # after [DONE] there is nothing a client should see
-        chunk = self._reader.feed(data)
+        now_s = time.monotonic()
+        chunk = self._reader.feed(data, now_s)
         if chunk is None:
             return
+        connection = self._connection
         if chunk.contents:
-            self._connection.expect_within(self._engine.patience.idle_timeout_s, self._engine.idle_words)
+            connection.patience_s = now_s + self._idle_timeout_s
+            connection.timeout_words = self._idle_words
         if chunk.finish_reason is not None:
             self._is_finished = True
         self._sink.push(chunk)
         if chunk.is_last:
-            self._connection.expect_within(AFTER_DONE_S, "its answer was over")
+            connection.expect_within(AFTER_DONE_S, "its answer was over")
         elif self._sink.paused:
-            self._connection.pause()
-            self._connection.nudge()
+            connection.pause()
+            connection.nudge()
 
     async def run(self) -> None:
         """Until the stream is over. Raises UpstreamError when it broke off, and what the sink raised."""
@@ -259,4 +264,6 @@ class _Relay:
             return
         if self._reader.has_partial_event or not self._is_finished:
             raise UpstreamError("The engine ended its stream before the answer was finished.")
-        self._sink.push(Chunk(b"data: [DONE]\n\n", is_last=True))  # some engines never say it; clients wait for it
+        self._sink.push(
+            Chunk(b"data: [DONE]\n\n", time.monotonic(), is_last=True)
+        )  # some engines never say it; clients wait for it

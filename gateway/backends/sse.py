@@ -78,13 +78,12 @@ class StreamReader:
     def has_partial_event(self) -> bool:
         return bool(self._tail.strip())
 
-    def feed(self, data: bytes) -> Chunk | None:
-        """The complete events in what has arrived, or None while the next one is incomplete."""
+    def feed(self, data: bytes, at_s: float) -> Chunk | None:
+        """The complete events in what arrived at `at_s`, or None while the next one is incomplete."""
         if self._tail:
             data = self._tail + data
-        if data.endswith(b"\n\n") or data.endswith(b"\r\n\r\n"):
             self._tail = b""
-        else:
+        if not data.endswith(b"\n\n"):
             data, self._tail = _cut(data)
             if len(self._tail) > EVENT_LIMIT_BYTES:
                 raise UpstreamError("The engine sent an event larger than the gateway holds.")
@@ -92,19 +91,20 @@ class StreamReader:
                 return None
         for old, new in self._renames:
             data = data.replace(old, new)
-        return self._read(data)
+        chunk = Chunk(data, at_s)
+        if data.startswith(b"data: ") and data.find(b"\n\n") == len(data) - 2:  # one event: nearly always
+            if not self._read_event(data[6:], chunk):
+                chunk.data = b""
+        else:
+            self._read_events(data, chunk)
+        return chunk
 
-    def _read(self, data: bytes) -> Chunk:
-        chunk = Chunk(data)
+    def _read_events(self, data: bytes, chunk: Chunk) -> None:
         kept: list[bytes] | None = None  # only built when an event must go
         events = data.split(b"\n\n") if b"\r" not in data else _BOUNDARY.split(data)
         for index, event in enumerate(events):
-            keep = True
-            if event.startswith(b"data:"):
-                keep = self._read_event(event[5:].lstrip(b" "), chunk)
-            elif event and not event.startswith(b":"):
-                payload = _payload(event)
-                keep = not payload or self._read_event(payload, chunk)
+            payload = _payload(event)
+            keep = not payload or self._read_event(payload, chunk)
             if not keep and kept is None:
                 kept = events[:index]
             elif keep and kept is not None:
@@ -113,16 +113,14 @@ class StreamReader:
                 break
         if kept is not None:
             chunk.data = b"".join([event + b"\n\n" for event in kept if event])
-        return chunk
 
     def _read_event(self, payload: bytes, chunk: Chunk) -> bool:
         """Fill `chunk` from one event; False when the event is not for the client."""
-        if payload.startswith(b"[DONE]"):
-            self.is_done = chunk.is_last = True
-            return True
         try:
             event = _DECODE(payload)
         except (msgspec.DecodeError, RecursionError):
+            if payload.startswith(b"[DONE]"):
+                self.is_done = chunk.is_last = True
             return True  # not ours to judge: relayed as it came, counted as nothing
         if event.error:
             chunk.error = stream_error(payload)
@@ -134,7 +132,8 @@ class StreamReader:
             if choice.finish_reason is not None:
                 chunk.finish_reason = choice.finish_reason
             has_content = has_content or _has_content(choice)
-        chunk.contents += has_content
+        if has_content:
+            chunk.contents += 1
         return not (self._drop_usage and event.usage is not None and not event.choices)
 
 
@@ -144,7 +143,9 @@ def _cut(data: bytes) -> tuple[bytes, bytes]:
 
 
 def _payload(event: bytes) -> bytes:
-    """Joined `data` lines of an event that opens with another field (`event:`, `id:`)."""
+    """The `data` of an event, joined when it has several lines; empty for comments."""
+    if event.startswith(b"data:") and b"\n" not in event and b"\r" not in event:
+        return event[5:].lstrip(b" ")
     lines = [line[5:].lstrip(b" ") for line in event.splitlines() if line.startswith(b"data:")]
     return b"\n".join(lines)
 

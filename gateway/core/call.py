@@ -84,13 +84,14 @@ class Reply(msgspec.Struct, gc=False):
 
 
 class Chunk(msgspec.Struct, gc=False):
-    """One or more complete SSE events that arrived together.
+    """One or more complete SSE events that arrived together, at `at_s` (`time.monotonic()`).
 
     `contents` counts the events that carry content, reasoning or tool arguments (TTFT, ITL);
     `is_last`: it ends with `[DONE]`; `error`: the engine reported a failure inside the stream.
     """
 
     data: bytes
+    at_s: float
     contents: int = 0
     usage: Usage | None = None
     finish_reason: str | None = None
@@ -114,7 +115,7 @@ class Sink(Protocol):
 
 
 class Client(Protocol):
-    """Whoever asked. Writes never block: after each, `paused` tells whether to await `drained()`."""
+    """Whoever asked. Writes never block."""
 
     @property
     def started(self) -> bool:
@@ -122,7 +123,9 @@ class Client(Protocol):
         ...
 
     @property
-    def paused(self) -> bool: ...
+    def paused(self) -> bool:
+        """More has been sent than the client has taken: await `drained()`."""
+        ...
 
     def reply(self, reply: Reply) -> None:
         """Answer with a whole body."""
