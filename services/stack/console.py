@@ -146,12 +146,11 @@ class Screen:
             pass
 
     def _table(self) -> Table:
-        table = Table.grid(padding=(0, 2))
-        table.add_column(no_wrap=True)
-        table.add_column(no_wrap=True)
-        table.add_column(no_wrap=True)
-        table.add_column(justify="right", no_wrap=True)
-        table.add_column(no_wrap=True, overflow="ellipsis", style="dim")
+        table = Table.grid(padding=(0, 2), expand=True)
+        for justify in ("left", "left", "left", "right"):
+            table.add_column(no_wrap=True, justify=justify)
+        # Only the log line gives way in a narrow window.
+        table.add_column(no_wrap=True, overflow="ellipsis", style="dim", ratio=1)
         for name, row in self._rows.items():
             if row.status is not None:
                 mark = _SETTLED.get(row.status.state, row.spinner)
