@@ -144,7 +144,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
         ours = InvalidRequest(str(error.detail))
         ours.status = error.status_code
     response = await _penstock_error(request, ours)
-    response.headers.update(error.headers or {})
+    response.headers.update({"allow": "POST"} if request.url.path in HOT_PATHS else error.headers or {})
     return response
 
 
