@@ -191,7 +191,8 @@ class WireProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self.is_refused or self.parser.should_upgrade():
             return None
-        if self.received_bytes > self.wire.header_limit_bytes and self._size_of_head() > self.wire.header_limit_bytes:
+        limit_bytes = self.wire.header_limit_bytes  # 0 received: it came together with the end of the one before it
+        if not 0 < self.received_bytes <= limit_bytes and self._size_of_head() > limit_bytes:
             return self.refuse(HeadersTooLarge(self._header_limit()))
         path = self.url
         if path not in self.wire.hot_routes:
@@ -299,7 +300,8 @@ class WireProtocol(HttpToolsProtocol):
             self._go_on()
 
     def _go_on(self) -> None:
-        self.flow.resume_reading()
+        if len(self.pipeline) <= 2:
+            self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
         elif self.refusal is not None:
