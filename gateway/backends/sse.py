@@ -66,12 +66,13 @@ def _has_content(choice: _Choice) -> bool:
 class StreamReader:
     """Cuts one response body into `Chunk`s. `rename` is (name the engine uses, name the client sees)."""
 
-    __slots__ = ("_drop_usage", "_renames", "_tail", "is_done")
+    __slots__ = ("_drop_usage", "_frame", "_renames", "_tail", "is_done")
 
     def __init__(self, *, rename: tuple[str, str] | None, drop_usage: bool) -> None:
         self._tail = b""
         self._drop_usage = drop_usage
         self._renames = model_renames(*rename) if rename else ()
+        self._frame = (b"\n", b"")  # no event starts like this
         self.is_done = False
 
     @property
@@ -93,11 +94,33 @@ class StreamReader:
             data = data.replace(old, new)
         chunk = Chunk(data, at_s)
         if data.startswith(b"data: ") and data.find(b"\n\n") == len(data) - 2:  # one event: nearly always
-            if not self._read_event(data[6:], chunk):
+            if self._is_like_the_last(data):
+                chunk.contents = 1
+            elif not self._read_event(data[6:], chunk):
                 chunk.data = b""
+            elif chunk.contents and chunk.usage is None and chunk.finish_reason is None:
+                self._learn(data)
         else:
             self._read_events(data, chunk)
         return chunk
+
+    def _is_like_the_last(self, event: bytes) -> bool:
+        """The same bytes around other words: content and nothing else, seen without decoding."""
+        before, after = self._frame
+        size = len(before)
+        return (
+            len(event) > size + len(after)
+            and event.startswith(before)
+            and event.endswith(after)
+            and event.find(b'"', size, len(event) - len(after)) < 0  # the words do not end before `after`
+        )
+
+    def _learn(self, event: bytes) -> None:
+        """Remember what surrounds the content of an event that was decoded and carries nothing else."""
+        start = event.find(b'"content":"') + 11
+        end = event.find(b'"', start)
+        if start > 10 and b"\\" not in event[start:end]:
+            self._frame = event[:start], event[end:]
 
     def _read_events(self, data: bytes, chunk: Chunk) -> None:
         kept: list[bytes] | None = None  # only built when an event must go
