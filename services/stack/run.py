@@ -65,7 +65,8 @@ class Stack:
         """Returns the exit code; raises StackError when it could not start or had to give up."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self._on_signal, number)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup means it
+                loop.add_signal_handler(number, self._on_signal, number)
         with _lock(self._place.run):
             async with self._progress():
                 try:
@@ -84,18 +85,25 @@ class Stack:
         config = plan.gateway_config(self._file, engines, self._address, on_ports, self._key)
         config_path = self._write_config(config)
         checked = asyncio.create_task(self._check_gateway(config_path))
-        await self._set_up(engines)
-        self._screen.start_progress()
-        for engine in engines:
-            checkpoint = await self._fetch(engine) if engine.needs_fetch else None
-            for spec in plan.replica_specs(engine, self._place, on_ports[engine.name], self._environ, checkpoint):
-                self._engines.append(self._supervise(spec))
-        await self._or_stopped(checked)
+        try:
+            await _unless_failed(checked, self._start_engines(engines, on_ports))
+            await self._or_stopped(checked)
+        finally:
+            await _abandon(checked)
         await self._until_ready(self._engines)
         self._gateway = self._supervise(plan.gateway_spec(config_path, self._place, self._address, self._environ))
         await self._until_ready([self._gateway])
         self._screen.end_progress()
         self._announce(config)
+
+    async def _start_engines(self, engines: list[ServedEngine], on_ports: dict[str, list[int]]) -> None:
+        await self._set_up(engines)
+        checkpoints = {engine.name: await self._fetch(engine) for engine in engines if engine.needs_fetch}
+        self._screen.start_progress()
+        for engine in engines:
+            checkpoint = checkpoints.get(engine.name)
+            for spec in plan.replica_specs(engine, self._place, on_ports[engine.name], self._environ, checkpoint):
+                self._engines.append(self._supervise(spec))
 
     async def _set_up(self, engines: list[ServedEngine]) -> None:
         """Run each profile's own set-up once, one after the other: they share the network and the disk."""
@@ -259,6 +267,26 @@ class Stack:
         finally:
             ticker.cancel()
             self._screen.end_progress()
+
+
+async def _unless_failed(other: asyncio.Task[None], work: Awaitable[None]) -> None:
+    """Wait for `work`, but no longer than until `other` fails; then that is raised."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task, other}, return_when=asyncio.FIRST_COMPLETED)
+        if other.done():
+            other.result()
+        await task
+    finally:
+        await _abandon(task)
+
+
+async def _abandon(task: asyncio.Future[None]) -> None:
+    """Cancel what is still going on and see it end; what it would have raised no longer matters."""
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()
 
 
 async def _ready_or_given_up(supervisor: Supervisor) -> None:

@@ -25,9 +25,10 @@ free_kib=$(df -Pk . | awk 'NR == 2 { print $4 }')
 echo "penstock set-up: $venv [$extras] ..." >&2
 began=$(date +%s)
 # A half-made environment (interrupted before pip was in it) is made again; a whole one is kept and topped up.
-"$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv "$venv" || fail "$python -m venv $venv failed (above)"
+"$venv/bin/python" -c 'import sys, pip; sys.exit(sys.prefix == sys.base_prefix)' 2>/dev/null ||
+    "$python" -m venv "$venv" || fail "$python -m venv $venv failed (above)"
 log=$venv/penstock-setup.log
-"$venv/bin/python" -m pip install --disable-pip-version-check --no-input -q -e ".[$extras]" >"$log" 2>&1 </dev/null || {
+"$venv/bin/python" -m pip --require-virtualenv install --disable-pip-version-check --no-input -q -e ".[$extras]" >"$log" 2>&1 </dev/null || {
     grep -v 'Location .file:' "$log" | tail -n 20 >&2
     fail "pip failed (above; all of it: $log). Is the package index reachable? Then run make again, it goes on from here"
 }

@@ -162,7 +162,8 @@ def pip(python: Path, *args: str) -> None:
 
 def pip_returncode(python: Path, *args: str, quiet: bool = False) -> int:
     """Run pip install; its chatter goes nowhere, its errors to stderr unless `quiet`."""
-    command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "-q", *args]
+    pip = [str(python), "-m", "pip", "--require-virtualenv", "--disable-pip-version-check", "--no-input", "-q"]
+    command = [*pip, "install", *args]
     with tempfile.TemporaryFile() as errors:
         code = subprocess.run(command, stdout=errors, stderr=errors, stdin=subprocess.DEVNULL, check=False).returncode
         if code and not quiet:
