@@ -150,6 +150,38 @@ def test_a_killed_guard_takes_its_engine_along_and_the_engine_comes_back(tmp_pat
         assert ask_until_answered(port)
 
 
+def test_under_nohup_a_hang_up_changes_nothing(tmp_path: Path, port: int) -> None:
+    up = [sys.executable, "-m", "stack", str(write_stack(tmp_path, port)), "--run-dir", str(tmp_path / "run")]
+    with stack_of(tmp_path, command=["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *up]) as stack:
+        stack.wait_for("ready at")
+        stack.signal(signal.SIGHUP)
+        stack.signal_group(signal.SIGHUP)
+        assert ask(port)
+        stack.signal(signal.SIGTERM)
+        assert stack.exit_code() == 0
+        assert "stopping (SIGTERM)" in stack.output
+
+
+def test_a_mistake_of_the_gateways_part_is_told_while_a_set_up_runs(tmp_path: Path, port: int) -> None:
+    path = write_stack(tmp_path, port, gateway="sevrer: {}")
+    with (tmp_path / "profile.yaml").open("a") as profile:
+        profile.write("setup: [sleep, 600]\n")
+    with stack_of(tmp_path, str(path)) as stack:
+        assert stack.exit_code() == 1
+        assert "sevrer" in stack.output
+        stack.assert_nothing_stays()
+
+
+def test_a_set_up_that_fails_is_told_with_what_it_said(tmp_path: Path, port: int) -> None:
+    path = write_stack(tmp_path, port)
+    with (tmp_path / "profile.yaml").open("a") as profile:
+        profile.write('setup: [sh, -c, "echo no space; exit 4"]\n')
+    with stack_of(tmp_path, str(path)) as stack:
+        assert stack.exit_code() == 1
+        assert "setup-fake failed, exit code 4:\n    no space" in stack.output
+        assert "fake: starting" not in stack.output
+
+
 def test_a_stop_while_an_engine_is_starting_leaves_nothing(tmp_path: Path, port: int) -> None:
     with stack_of(tmp_path, str(write_stack(tmp_path, port, shell="sleep 600"))) as stack:
         stack.wait_for("fake: starting")
