@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 Seconds = Annotated[float, Field(gt=0)]
 Name = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\s\x00-\x1f\x7f]+$")]
@@ -115,17 +115,6 @@ class Settings(BaseSettings):
     max_attempts: int = Field(2, ge=1, le=5, description="Replicas a request may be tried on before it fails.")
     telemetry: TelemetrySettings = TelemetrySettings()
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return env_settings, init_settings  # the YAML comes in as init values: the environment overrides it
-
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
         seen = set(self.models)
@@ -165,19 +154,24 @@ def load(path: Path, overrides: dict[str, Any] | None = None) -> Settings:
         raise ConfigError(f"{path}: not YAML: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: must be a mapping with `models:`; docs/gateway.md has an example")
+
+    class Layered(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            arguments = InitSettingsSource(settings_cls, {"server": overrides} if overrides else {})
+            return arguments, env_settings, init_settings  # the file comes in as init values
+
     try:
-        settings = Settings(**data)
-        return _override(settings, overrides or {})
+        return Layered(**data)
     except ValidationError as error:
         raise ConfigError("\n".join(f"{path}: {line}" for line in _faults(error))) from error
-
-
-def _override(settings: Settings, overrides: dict[str, Any]) -> Settings:
-    if not overrides:
-        return settings
-    data = settings.model_dump()
-    data["server"] |= overrides
-    return Settings.model_validate(data)
 
 
 def _faults(error: ValidationError) -> list[str]:

@@ -1,0 +1,97 @@
+"""A configuration is either understood whole or refused with every fault and its path."""
+
+from pathlib import Path
+
+import pytest
+
+from gateway.settings import ConfigError, Settings, load
+
+GOOD = """
+models:
+  m:
+    deployments:
+      main: {engine: vllm, replicas: {a: {url: "http://127.0.0.1:8101/"}}}
+"""
+
+
+@pytest.fixture
+def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    def read(text: str, env: dict[str, str] | None = None, **overrides: object) -> Settings:
+        for name, value in (env or {}).items():
+            monkeypatch.setenv(name, value)
+        path = tmp_path / "gateway.yaml"
+        path.write_text(text)
+        return load(path, overrides)
+
+    return read
+
+
+def test_the_smallest_configuration_is_a_model_with_one_replica(read) -> None:  # type: ignore[no-untyped-def]
+    settings = read(GOOD)
+    assert settings.server.host == "127.0.0.1"
+    assert settings.models["m"].deployments["main"].replicas["a"].url == "http://127.0.0.1:8101"
+
+
+def test_arguments_beat_the_environment_beats_the_file_beats_the_default(read) -> None:  # type: ignore[no-untyped-def]
+    text = GOOD + "server: {port: 1, keep_alive_s: 2}\n"
+    assert read(text).server.port == 1
+    settings = read(text, {"PENSTOCK_SERVER__PORT": "3", "PENSTOCK_SERVER__BACKLOG": "9"})
+    assert (settings.server.port, settings.server.keep_alive_s, settings.server.backlog) == (3, 2, 9)
+    assert read(text, {"PENSTOCK_SERVER__PORT": "3"}, port=4).server.port == 4
+
+
+def test_one_replica_is_reached_by_its_path_in_the_environment(read) -> None:  # type: ignore[no-untyped-def]
+    name = "PENSTOCK_MODELS__m__DEPLOYMENTS__main__REPLICAS__a__URL"
+    settings = read(GOOD, {name: "http://10.0.0.1:1"})
+    assert settings.models["m"].deployments["main"].replicas["a"].url == "http://10.0.0.1:1"
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "words"),
+    [
+        ("modles: {}", "modles", "no such key"),
+        (GOOD + "server: {prot: 1}", "server.prot", "no such key"),
+        (GOOD + "server: {port: 70000}", "server.port", "65535"),
+        (GOOD + "server: {drain_timeout_s: soon}", "server.drain_timeout_s", "integer"),
+        ("models: {}", "models", "at least 1"),
+        ("models: {m: {deployments: {}}}", "models.m.deployments", "at least 1"),
+        (GOOD.replace("http://127.0.0.1:8101/", "127.0.0.1:8101"), "replicas.a.url", "not an http(s) URL"),
+        (GOOD.replace("8101/", "8101/v1"), "replicas.a.url", "/v1"),
+        (GOOD.replace("vllm", "vllm, policy: magic"), "policy", "least_request"),
+        (GOOD + "auth: {keys: {alice: {sha256: abc}}}", "auth.keys.alice.sha256", "pattern"),
+        (GOOD + "server: {host: 0.0.0.0}", "configuration", "penstock gateway key"),
+        ("models:\n  m: 1\n  m: 2\n", "", "appears twice"),
+        ("- a\n", "", "must be a mapping"),
+        ("models: [", "", "not YAML"),
+        ("", "", "must be a mapping"),
+    ],
+)
+def test_a_fault_is_named_with_its_path(read, text: str, path: str, words: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ConfigError) as caught:
+        read(text)
+    assert path in str(caught.value)
+    assert words in str(caught.value)
+
+
+def test_all_faults_are_told_at_once(read) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ConfigError) as caught:
+        read(GOOD + "server: {prot: 1, port: -1}\ntelemtry: {}\n")
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_an_alias_cannot_name_two_models(read) -> None:  # type: ignore[no-untyped-def]
+    other = GOOD.replace("models:\n  m:", "  n:\n    aliases: [m]")
+    with pytest.raises(ConfigError, match="names two models"):
+        read(GOOD + other)
+
+
+def test_a_file_that_is_not_there_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        load(tmp_path / "none.yaml")
+
+
+def test_every_knob_has_a_description() -> None:
+    schema = Settings.model_json_schema()
+    for name, part in schema["$defs"].items():
+        for key, field in part.get("properties", {}).items():
+            assert field.get("description"), f"{name}.{key}"
