@@ -69,7 +69,7 @@ class Exchange:
         self.body: bytes | bytearray = b""
         self.more_body = True
         self.is_turn = False  # the answers to earlier requests on this connection are out
-        self.paused = connection.flow.write_paused  # the client reads slower than we write: `drain()` first
+        self.paused = False  # set by the connection: the client reads slower than we write: `drain()` first
         self.disconnected = False
         self.response_started = False
         self.response_complete = False

@@ -278,6 +278,7 @@ class WireProtocol(HttpToolsProtocol):
     def _run(self, exchange: Exchange) -> None:
         task = self.loop.create_task(self.wire.hot_routes[exchange.path](exchange))
         exchange.task = task
+        exchange.paused = self.flow.write_paused
         self.running = exchange
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
@@ -293,8 +294,15 @@ class WireProtocol(HttpToolsProtocol):
         else:
             self._go_on()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self.running is not None:
+            self.running.paused = True
+
     def resume_writing(self) -> None:
         super().resume_writing()
+        if self.running is not None:
+            self.running.paused = False
         if self.is_held:
             self.is_held = False
             self._go_on()

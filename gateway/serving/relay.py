@@ -30,7 +30,8 @@ class Relay:
         if chunk.error is not None and not (client.started or chunk.contents):
             raise chunk.error
         if not client.started:
-            client.open_stream(chunk.data)
+            if chunk.data:  # not when all that came is kept from the client
+                client.open_stream(chunk.data)
             if chunk.is_last:
                 client.close_stream()
         elif chunk.is_last:
