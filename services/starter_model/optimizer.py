@@ -1,4 +1,4 @@
-"""Muon for matrices, AdamW for embeddings and norms, and their common learning-rate schedule.
+"""Muon for matrices, AdamW for embeddings and norms, with their rates at the peak.
 
 Muon: momentum, then the nearest (half-)orthogonal matrix by five Newton–Schulz steps with Keller Jordan's quintic
 coefficients ("Muon: An optimizer for hidden layers", 2024; scaling as studied in arXiv:2502.16982). Matrices of one
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 QUINTIC = (3.4445, -4.7750, 2.0315)
 MUON_LR, ADAM_LR = 0.02, 4e-3
 MOMENTUM = 0.95
-WARM_UP, HOLD_UNTIL, FINAL = 0.03, 0.58, 0.02
 
 
 def orthogonalise(g_NIO: Tensor, steps: int = 5) -> Tensor:
@@ -68,12 +67,3 @@ def make_optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
     return optimizers
-
-
-def schedule(done: float) -> float:
-    """Share of the peak rate after a fraction `done` of a stage: warm-up, constant, linear decay to 2 %."""
-    if done < WARM_UP:
-        return max(done / WARM_UP, 0.01)
-    if done < HOLD_UNTIL:
-        return 1.0
-    return FINAL + (1 - FINAL) * (1 - done) / (1 - HOLD_UNTIL)

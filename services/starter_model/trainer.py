@@ -17,7 +17,7 @@ from torch import Tensor
 from . import corpus, prose
 from .batches import Batches, Ids
 from .model import Qwen3, initialise
-from .optimizer import make_optimizers, schedule
+from .optimizer import make_optimizers
 from .recipe import Recipe, Stage
 from .tokenizer import twins
 
@@ -131,7 +131,7 @@ class Run:
     def _update(
         self, loss_of_batch: LossFunction, ids_BL: Tensor, weights_BL: Tensor, stage: Stage, step: int
     ) -> float:
-        rate = stage.peak * schedule(step / stage.steps)
+        rate = stage.rate(step)
         loss = loss_of_batch(ids_BL, weights_BL)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from jinja2 import Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
 from starter_model import batches, chat, corpus, prose, tokenizer
 from starter_model.example import ask, dice
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from starter_model import card, chat, corpus
 
 FOLDER = Path(__file__).parents[2] / "model_repo" / "checkpoints"

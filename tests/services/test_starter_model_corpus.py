@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+
 from starter_model import corpus, words
 from starter_model.example import Example, dice
 

@@ -108,10 +108,10 @@ def test_every_parameter_has_exactly_one_optimizer() -> None:
 
 
 def test_the_rate_warms_up_holds_and_falls_to_two_percent() -> None:
-    assert optimizer.schedule(0.0) == 0.01
-    assert optimizer.schedule(0.3) == 1.0
-    assert optimizer.schedule(1.0) == pytest.approx(0.02)
-    assert optimizer.schedule(0.58) == pytest.approx(1.0)
+    stage = recipe.Stage("s", 100, 1, 8, warm_up=10, hold=60, peak=0.5)
+    assert [stage.rate(step) for step in (0, 5, 10, 59, 60)] == [0.005, 0.25, 0.5, 0.5, 0.5]
+    assert stage.rate(80) == pytest.approx(0.5 * (0.02 + 0.98 / 2))
+    assert stage.rate(100) == pytest.approx(0.01)
 
 
 class Silent:
@@ -119,7 +119,7 @@ class Silent:
 
 
 def tiny_run(folder: Path) -> trainer.Run:
-    stages = (recipe.Stage("a", 3, 2, 64), recipe.Stage("b", 3, 2, 64))
+    stages = (recipe.Stage("a", 3, 2, 64, 1, 2), recipe.Stage("b", 3, 2, 64, 1, 3))
     return trainer.Run(recipe.Recipe("tiny", TINY, stages, 5), folder, load_tokenizer(CHECKPOINTS / "starter"))
 
 
