@@ -18,6 +18,8 @@ import msgspec
 from gateway.core.errors import EngineRefused
 
 MESSAGE_LIMIT = 4096
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding an engine's words may raise: they may be broken, no UTF-8, or too deep."""
 
 
 def engine_error(status: int, body: bytes, retry_after: bytes | None = None) -> EngineRefused:
@@ -67,7 +69,7 @@ def _read(body: bytes) -> tuple[str, str | None, str | None, str | None]:
     """(message, type, param, code) from whatever the engine sent."""
     try:
         parsed = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+    except NOT_JSON:
         return body.decode("utf-8", "replace")[:MESSAGE_LIMIT].strip(), None, None, None
     if not isinstance(parsed, dict):
         return str(parsed)[:MESSAGE_LIMIT], None, None, None

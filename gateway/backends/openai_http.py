@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from gateway.backends.errors import engine_error
+from gateway.backends.errors import NOT_JSON, engine_error
 from gateway.backends.http11 import Connection, Pool
 from gateway.backends.sse import StreamReader, model_renames
 from gateway.core.call import Call, Chunk, Endpoint, Reply, Sink, Usage
@@ -108,7 +108,7 @@ class OpenAIHTTP:
             models = _DECODE_MODELS(body).data if status == 200 else []
         except PenstockError as error:
             return Probe(up=False, reason=error.message)
-        except msgspec.DecodeError as error:
+        except NOT_JSON as error:
             return Probe(up=False, reason=f"/v1/models is not an OpenAI model list: {error}")
         return Probe(up=True, models={str(model.get("id")): model for model in models})
 
@@ -119,7 +119,7 @@ class OpenAIHTTP:
         connection = await self._send(replica, call, body)
         try:
             answer = _DECODE_ANSWER(await connection.read_all(ANSWER_LIMIT_BYTES))
-        except msgspec.DecodeError as error:
+        except NOT_JSON as error:
             raise UpstreamError(f"The engine's answer is not JSON: {error}.") from None
         finally:
             connection.release()
@@ -184,7 +184,7 @@ class OpenAIHTTP:
     def _reply(self, body: bytes, replica: Replica, call: Call) -> Reply:
         try:
             answer = _DECODE_ANSWER(body)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except NOT_JSON as error:
             raise UpstreamError(f"The engine's answer is not the JSON it should be: {error}.") from None
         if answer.error:
             raise engine_error(502, body)

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.backends.errors import stream_error
+from gateway.backends.errors import NOT_JSON, stream_error
 from gateway.core.call import Chunk, Usage
 from gateway.core.errors import UpstreamError
 
@@ -93,7 +93,7 @@ class StreamReader:
         for old, new in self._renames:
             data = data.replace(old, new)
         chunk = Chunk(data, at_s)
-        if data.startswith(b"data: ") and data.find(b"\n\n") == len(data) - 2:  # one event: nearly always
+        if data.startswith(b"data: ") and data.find(b"\n") == len(data) - 2:  # one event, one line: nearly always
             if self._is_like_the_last(data):
                 chunk.contents = 1
             elif not self._read_event(data[6:], chunk):
@@ -141,7 +141,7 @@ class StreamReader:
         """Fill `chunk` from one event; False when the event is not for the client."""
         try:
             event = _DECODE(payload)
-        except (msgspec.DecodeError, RecursionError):
+        except NOT_JSON:
             if payload.startswith(b"[DONE]"):
                 self.is_done = chunk.is_last = True
             return True  # not ours to judge: relayed as it came, counted as nothing
