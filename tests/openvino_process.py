@@ -5,11 +5,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import pytest
@@ -23,7 +24,7 @@ NAME = "penstock-starter"
 class RunningEngine:
     """An engine that is ready. ``url`` has no trailing slash; ``client`` speaks to it."""
 
-    def __init__(self, process: "subprocess.Popen[str]", port: int) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", port: int) -> None:
         self.process = process
         self.url = f"http://127.0.0.1:{port}"
         self.client = httpx.Client(base_url=self.url, timeout=60)
@@ -60,27 +61,38 @@ def running_engine(model: Path, cache: Path, *args: str, argv: list[str] | None 
         port = probe.getsockname()[1]
     command = argv or [sys.executable, "-m", "openvino_engine"]
     flags = ["--model", str(model), "--served-model-name", NAME, "--port", str(port), "--cache-dir", str(cache)]
-    process = subprocess.Popen(
-        [*command, "serve", *flags, *args],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    engine = RunningEngine(process, port)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line.startswith("ready: "), line + process.stdout.read()
-        yield engine
-    finally:
-        engine.client.close()
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile("w+", dir=cache.parent) as log:
+        process = subprocess.Popen(
+            [*command, "serve", *flags, *args],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        engine = RunningEngine(process, port)
+        try:
+            _wait_until_ready(engine, log)
+            yield engine
+        finally:
+            engine.client.close()
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+            process.wait()
+
+
+def _wait_until_ready(engine: RunningEngine, log: IO[str]) -> None:
+    deadline_s = time.monotonic() + 120
+    while True:
+        try:
+            if engine.client.get("/health").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        if engine.process.poll() is not None or time.monotonic() > deadline_s:
+            log.seek(0)
+            pytest.fail(f"the engine did not become ready:\n{log.read()}")
+        time.sleep(0.05)
 
 
 def model_for_tests(folder: Path) -> Path:

@@ -24,6 +24,8 @@ Stop with Ctrl-C or SIGTERM: running answers finish first, a second signal does 
 def main(argv: list[str] | None = None) -> int:
     """Run a subcommand; 0 when it ended well, 1 on a failure, 2 on a wrong command line."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    # asyncio warns about every write to a client that has left; that is an abort here, counted in /metrics.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     options = _parser().parse_args(argv)
     try:
         if options.command == "convert":

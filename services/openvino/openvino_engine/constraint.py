@@ -51,6 +51,11 @@ class Constraint(msgspec.Struct, frozen=True, omit_defaults=True):
     parallel: bool = True
     frame: ToolFrame = ToolFrame()
 
+    @property
+    def leaves_free_text(self) -> bool:
+        """Whether the answer may hold text that no grammar shapes."""
+        return self.tools is not None and self.tool_mode == "auto"
+
     def config(self) -> Any:
         """The library's StructuredOutputConfig. Nothing is compiled yet: the library does that inside step()."""
         kinds = openvino_genai.StructuredOutputConfig

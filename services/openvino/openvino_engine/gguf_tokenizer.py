@@ -46,7 +46,8 @@ def write_tokenizer(writer: gguf.GGUFWriter, folder: Path, rows: int) -> None:
 
 
 def _tokens(content: dict[str, Any], rows: int) -> tuple[list[str], list[int]]:
-    tokens = [f"[PAD{index}]" for index in range(rows)]
+    # ÿ stands for byte 0xFF, which no UTF-8 text holds: a padded row is never chosen inside a structured answer.
+    tokens = [f"ÿ[PAD{index}]" for index in range(rows)]
     types = [int(gguf.TokenType.UNUSED)] * rows
     entries = [(index, token, gguf.TokenType.NORMAL) for token, index in content["model"]["vocab"].items()]
     entries += [

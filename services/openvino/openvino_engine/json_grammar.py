@@ -8,9 +8,13 @@ and the library's conversion is used (with its checks and its error messages).
 import json
 from typing import Any
 
+# The ranges of `wide` follow the byte patterns of UTF-8 (RFC 3629, section 4): the library's automaton lets overlong
+# and surrogate encodings through when a range crosses them.
 _PRIMITIVES = r"""
 string ::= "\"" char* "\""
-char ::= [^\0-\x1f\"\\\r\n] | "\\" escape
+char ::= [\x20\x21\x23-\x5b\x5d-\x7f] | "\\" escape | wide
+wide ::= [\u0080-\u07ff] | [\u0800-\u0fff] | [\u1000-\ucfff] | [\ud000-\ud7ff] | [\ue000-\uffff] | wider
+wider ::= [\U00010000-\U0003ffff] | [\U00040000-\U000fffff] | [\U00100000-\U0010ffff]
 escape ::= ["\\/bfnrt] | "u" [0-9a-fA-F]{4}
 integer ::= "-"? ("0" | [1-9] [0-9]{0,15})
 number ::= integer ("." [0-9]{1,15})? ([eE] [+-]? [0-9]{1,2})?

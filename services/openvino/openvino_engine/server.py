@@ -78,7 +78,8 @@ def serve(options: ServeOptions, version: str, wrap: WrapOpener = lambda opener:
             server_header=False,
             timeout_graceful_shutdown=max(1, int(options.grace_s)),
         )
-        return asyncio.run(_Server(config, app, serving, began_s).run())
+        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+            return runner.run(_Server(config, app, serving, began_s).run())
 
 
 def _engine_loop(options: ServeOptions, checkpoint: Checkpoint, metrics: Metrics, wrap: WrapOpener) -> EngineLoop:

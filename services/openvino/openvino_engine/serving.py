@@ -44,7 +44,9 @@ class Serving:
 
     def answers(self, sampling: Sampling, fields: Fields) -> Answers:
         """Answers for one request, not submitted yet."""
-        skip_special = fields.boolean("skip_special_tokens", default=True)
+        # A grammar takes special tokens for the text they are written as, so a structured answer must show them.
+        shaped = sampling.constraint is not None and not sampling.constraint.leaves_free_text
+        skip_special = fields.boolean("skip_special_tokens", default=True) and not shaped
         return Answers(self.loop, self.checkpoint.tokenizer, sampling, skip_special=skip_special)
 
     def check_count(self, count: int, param: str) -> None:
