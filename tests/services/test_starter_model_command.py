@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+
 from starter_model.__main__ import main
 
 
