@@ -114,4 +114,8 @@ def start_gateway(settings: dict[str, Any], *, ready: bool = True, stdout: Any =
         time.sleep(0.02)
     url = out.read_text(errors="replace").partition(LISTENING)[2].split()[0]
     handle = GatewayHandle(process, url, out)
-    return handle.wait_ready() if ready else handle
+    try:
+        return handle.wait_ready() if ready else handle
+    except AssertionError:
+        handle.__exit__(None, None, None)
+        raise

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gateway.core.errors import PenstockError
 from gateway.core.replica import Replica, ReplicaState
@@ -20,6 +20,7 @@ class HealthWatch:
     probe_interval_s: float = 2.0
     failures_to_down: int = 2
     _tasks: list[asyncio.Task[None]] | None = None
+    _told: dict[str, str] = field(default_factory=dict)
 
     def start(self) -> None:
         self._tasks = [asyncio.create_task(self._watch(replica)) for replica in self.deployment.replicas]
@@ -32,26 +33,31 @@ class HealthWatch:
         await asyncio.gather(*self._tasks or [], return_exceptions=True)
 
     async def _watch(self, replica: Replica) -> None:
-        failures = 0
+        failed_probes = failed_tokens = 0
         while True:
             probe = await self.deployment.backend.probe(replica)
             if probe.up:
-                failures = 0
+                failed_probes = 0
                 if probe.models:
                     replica.model_card = probe.models.get(replica.served_model, {})
                 if not replica.is_ready:
-                    await self._warm_up(replica, probe.models)
+                    failed_tokens = 0 if await self._warm_up(replica, probe.models) else failed_tokens + 1
             else:
-                failures += 1
-                if failures >= self.failures_to_down or not replica.is_ready:
+                failed_probes += 1
+                if failed_probes >= self.failures_to_down or not replica.is_ready:
                     self._set(replica, ReplicaState.DOWN, probe.reason)
-            await asyncio.sleep(self.probe_interval_s * random.uniform(0.8, 1.2) * (1 if replica.is_ready else 0.25))  # noqa: S311
+            await asyncio.sleep(self._pause_s(replica, failed_tokens))
 
-    async def _warm_up(self, replica: Replica, models: dict[str, dict[str, object]] | None) -> None:
+    def _pause_s(self, replica: Replica, failed_tokens: int) -> float:
+        """Look more often at one that is coming up, but ask one that fails at it for a token ever less often."""
+        share = 1.0 if replica.is_ready else min(0.25 * 2.0 ** min(failed_tokens, 8), 8.0)
+        return self.probe_interval_s * share * random.uniform(0.8, 1.2)  # noqa: S311
+
+    async def _warm_up(self, replica: Replica, models: dict[str, dict[str, object]] | None) -> bool:
         if models and replica.served_model not in models:
             names = ", ".join(sorted(models)[:8])
             self._set(replica, ReplicaState.DOWN, f"it does not serve {replica.served_model!r}, but {names}")
-            return
+            return False
         endpoint = self.deployment.warm_up
         if endpoint is not None:
             self._set(replica, ReplicaState.WARMING, "it is generating its first token")
@@ -59,23 +65,24 @@ class HealthWatch:
                 await self.deployment.backend.warm_up(replica, endpoint)
             except PenstockError as error:
                 self._set(replica, ReplicaState.DOWN, f"its first token failed: {error.message}")
-                return
+                return False
         self._set(replica, ReplicaState.READY, "")
+        return True
 
     def report_unreachable(self, replica: Replica, reason: str) -> None:
         """A request could not reach it: out at once, back when a probe and a token succeed."""
         self._set(replica, ReplicaState.DOWN, reason)
 
     def _set(self, replica: Replica, state: ReplicaState, reason: str) -> None:
-        changed = replica.state is not state
+        was_ready = replica.is_ready
         replica.state, replica.reason = state, reason
-        if not changed:
-            return
-        self.deployment.series.replica_ready(replica.name, is_ready=state is ReplicaState.READY)
-        level = logging.WARNING if state is ReplicaState.DOWN else logging.INFO
-        log.log(level, "replica %s of %s is %s%s", replica.name, self.deployment.model, state,
-                f": {reason}" if reason else "")  # fmt: skip
-        self.deployment.replicas_changed()
+        if replica.is_ready is not was_ready:
+            self.deployment.series.replica_ready(replica.name, is_ready=replica.is_ready)
+            self.deployment.replicas_changed()
+        if state is not ReplicaState.WARMING and self._told.get(replica.name) != (told := f"{state}: {reason}"):
+            self._told[replica.name] = told
+            level = logging.WARNING if state is ReplicaState.DOWN else logging.INFO
+            log.log(level, "replica %s of %s is %s", replica.name, self.deployment.model, told.removesuffix(": "))
 
 
 def _tell_if_broken(task: asyncio.Task[None]) -> None:

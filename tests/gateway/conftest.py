@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+
 from fakes import FakeHandle, start_fake
 from gateways import GatewayHandle, config, start_gateway
 
@@ -14,13 +15,18 @@ def fakes() -> Iterator[tuple[FakeHandle, FakeHandle]]:
 
 
 @pytest.fixture
-def fake(fakes: tuple[FakeHandle, FakeHandle]) -> FakeHandle:
-    """The first fake engine, with nothing scripted and nothing counted; so is the second."""
+def fake(fakes: tuple[FakeHandle, FakeHandle]) -> Iterator[FakeHandle]:
+    """The first fake engine, with nothing scripted and nothing counted, before and after; so is the second."""
+    _reset(fakes)
+    yield fakes[0]
+    _reset(fakes)
+
+
+def _reset(fakes: tuple[FakeHandle, FakeHandle]) -> None:
     for engine in fakes:
         engine.reset_script()
         engine.health(200)
         engine.reset_stats()
-    return fakes[0]
 
 
 @pytest.fixture(scope="module")
