@@ -1,5 +1,6 @@
 """The real vLLM on CPU, started as `make serve ENGINE=vllm` starts it, through the gateway, by the official client."""
 
+import contextlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 import openai
 import pytest
 from openai import OpenAI
+
 from stack_under_test import ROOT, RunningStack, stack_of
 
 INSTALLED = [sys.executable, str(ROOT / "services/vllm/install.py"), "--venv", str(ROOT / ".venvs/vllm"), "--check"]
@@ -49,11 +51,16 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    with served_by("vllm", tmp_path_factory.mktemp("vllm")) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def served_by(engine: str, folder: Path) -> Iterator[RunningStack]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    folder = tmp_path_factory.mktemp("vllm")
-    args = ("--engine", "vllm", "--model", str(CHECKPOINT), "--name", MODEL, "--port", str(port))
+    args = ("--engine", engine, "--model", str(CHECKPOINT), "--name", MODEL, "--port", str(port))
     with stack_of(folder, *args) as running:
         running.wait_for("ready at", patience_s=600)
         running.base_url = f"http://127.0.0.1:{port}/v1"
@@ -84,6 +91,24 @@ def test_the_same_greedy_text_streamed_and_whole(client: OpenAI) -> None:
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
     assert {chunk.model for chunk in chunks} == {whole.model} == {MODEL}
+
+
+@pytest.mark.engine
+def test_the_embedded_engine_says_the_same_greedy_text(client: OpenAI, tmp_path: Path) -> None:
+    questions = [
+        "What is the capital of France?",
+        "What is 7 + 8?",
+        "Sort: pear, apple, fig",
+        "1 2 3",
+        "法国的首都是哪里？",
+    ]
+    with served_by("openvino", tmp_path) as other, OpenAI(base_url=other.base_url, api_key="none") as embedded:
+        for question in questions:
+            asked = {"model": MODEL, "messages": [{"role": "user", "content": question}], "temperature": 0}
+            ours, theirs = (one.chat.completions.create(**asked, max_tokens=24) for one in (embedded, client))
+            assert ours.choices[0].message.content == theirs.choices[0].message.content
+            assert ours.choices[0].finish_reason == theirs.choices[0].finish_reason
+            assert ours.usage.prompt_tokens == theirs.usage.prompt_tokens
 
 
 def test_json_schema_holds_whatever_the_model_thinks(client: OpenAI) -> None:
