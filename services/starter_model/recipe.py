@@ -75,8 +75,8 @@ RECIPES = {
         STARTER,
         (
             Stage("copying", 1200, 8, 256, warm_up=51, hold=986, final=0.7063, mixes=((0, COPYING), (567, {}))),
-            Stage("choosing", 1100, 8, 256, warm_up=36, hold=1100, final=1.0, mixes=((0, CHOOSING),)),
-            Stage("settling", 800, 4, 512, warm_up=16, hold=80, mixes=((0, CHOOSING), (400, {"add": 1.5, "sub": 1.8}))),
+            Stage("choosing", 1600, 8, 256, warm_up=36, hold=1600, final=1.0, mixes=((0, CHOOSING),)),
+            Stage("settling", 1000, 4, 512, warm_up=20, hold=100, mixes=((0, CHOOSING), (500, {"add": 1.5, "sub": 1.8}))),
         ),
         description="Qwen3 architecture, 2.9 M parameters",
     ),
