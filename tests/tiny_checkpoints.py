@@ -33,13 +33,19 @@ def write_checkpoint(
     seed: int = 0,
     context: int = 2048,
     extra: dict[str, Any] | None = None,
+    loud: str | None = None,
 ) -> Path:
-    """A whole checkpoint of about a million random parameters in ``folder``."""
+    """A whole checkpoint of about a million random parameters in ``folder``.
+
+    ``loud`` names a token that the model says very often (untied weights only).
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer()
     tokenizer.save(str(folder / "tokenizer.json"))
     rows = -(-tokenizer.get_vocab_size() // 64) * 64
     tensors = _weights(architecture, tied, rows, hidden, layers, heads * head_dim, kv_heads * head_dim, head_dim, seed)
+    if loud is not None:
+        tensors["lm_head.weight"][tokenizer.token_to_id(loud)] *= 6
     _write_safetensors(folder, tensors, dtype, shards)
     config = {
         "architectures": ["LlamaForCausalLM" if architecture == "llama" else "Qwen3ForCausalLM"],
@@ -71,6 +77,7 @@ def _tokenizer() -> Tokenizer:
     trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator([WORDS] * 50, trainer)
     tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    tokenizer.add_tokens(["<tool_call>", "</tool_call>"])
     return tokenizer
 
 

@@ -2,11 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+
 from openvino_process import NAME, RunningEngine, model_for_tests, needs_starter, running_engine
+from tiny_checkpoints import write_checkpoint
 
 pytestmark = pytest.mark.engine
 USER: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]
@@ -160,19 +163,24 @@ def test_auto_either_talks_or_calls_with_valid_arguments(client: openai.OpenAI) 
         assert choice.message.tool_calls or choice.message.content is not None
 
 
-def test_a_model_that_opens_a_call_by_itself_is_held_to_the_schema(client: openai.OpenAI) -> None:
-    # The prompt ends inside an assistant's answer that has just opened a call: even a random model must go on with it.
-    history = [
-        *USER,
-        {"role": "assistant", "content": None, "tool_calls": [_call("get_weather", '{"city": "Oslo", "unit": "c"}')]},
-    ]
-    history += [{"role": "tool", "tool_call_id": "c1", "content": "12 degrees"}]
-    reply = client.chat.completions.create(model=NAME, messages=history, tools=[WEATHER], max_tokens=20)
-    assert reply.choices[0].finish_reason in ("stop", "length", "tool_calls")
-
-
-def _call(name: str, arguments: str) -> dict[str, Any]:
-    return {"id": "c1", "type": "function", "function": {"name": name, "arguments": arguments}}
+def test_a_call_that_the_model_opens_by_itself_is_held_to_the_schema(tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "model", architecture="qwen3", tied=False, loud="<tool_call>")
+    with running_engine(model, tmp_path / "cache") as engine:
+        fields: dict[str, Any] = {"tools": [WEATHER, CLOCK], "n": 32, "seed": 2, "max_tokens": 150}
+        choices = engine.chat(**fields).json()["choices"]
+        called = [choice for choice in choices if choice["finish_reason"] == "tool_calls"]
+        assert len(called) > 3
+        for choice in called:
+            for call in choice["message"]["tool_calls"]:
+                if call["function"]["name"] == "get_weather":
+                    check_weather(call["function"]["arguments"])
+                else:
+                    assert json.loads(call["function"]["arguments"]) == {}
+        assert any(choice["message"]["content"] for choice in choices)
+        once = engine.chat(**fields, parallel_tool_calls=False).json()["choices"]
+        assert max(len(choice["message"].get("tool_calls", [])) for choice in once) == 1
+        silent = engine.chat(**fields, tool_choice="none").json()["choices"]
+        assert not any("tool_calls" in choice["message"] for choice in silent)
 
 
 def test_errors_arrive_as_the_clients_own_classes(client: openai.OpenAI) -> None:

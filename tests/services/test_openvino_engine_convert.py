@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 import openvino_genai
 import pytest
+
+import openvino
 from openvino_engine.checkpoint import library_tokenizer, load_checkpoint
 from openvino_engine.convert import ConversionError, SafetensorsError, content_hash, convert, convert_cached
 from openvino_engine.gguf_tokenizer import TokenizerError

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+
 from openvino_process import NAME, RunningEngine, model_for_tests, running_engine
 from reference_forward import Reference
 
@@ -281,7 +283,7 @@ def test_greedy_text_equals_the_numpy_reference_through_the_whole_server(engine:
     rows = reference.logprobs(prompt + tokens)[len(prompt) - 1 : -1]
     expected = [float(row[token]) for row, token in zip(rows, tokens, strict=True)]
     logprobs = response["choices"][0]["logprobs"]
-    assert logprobs["token_logprobs"] == pytest.approx(expected, abs=5e-3)
+    assert logprobs["token_logprobs"] == pytest.approx(expected, abs=1e-3)
     assert len(logprobs["tokens"]) == len(logprobs["text_offset"]) == 12
 
 
@@ -531,3 +533,58 @@ def test_a_client_that_leaves_while_it_waits_for_a_whole_answer_aborts_it_too(en
     engine.wait_for("aborts_total", aborts + 64)
     engine.wait_for("num_requests_running", 0)
     assert engine.metric("generation_tokens_total") - tokens < 64 * 1900
+
+
+# ---- log-probabilities ----
+
+
+def test_alternatives_of_every_token_equal_the_numpy_reference(engine: RunningEngine, model: Path) -> None:
+    prompt = list(range(100, 130))
+    fields: dict[str, Any] = {"temperature": 1.5, "seed": 8, "max_tokens": 10, "ignore_eos": True, "logprobs": 5}
+    whole = engine.complete(prompt, **fields).json()["choices"][0]["logprobs"]
+    rows = Reference(model)
+    plain = engine.complete(prompt, **(fields | {"logprobs": 0})).json()["choices"][0]["logprobs"]
+    assert whole["tokens"] == plain["tokens"]
+    assert whole["token_logprobs"] == pytest.approx(plain["token_logprobs"], abs=1e-3)
+    first = np.sort(rows.logprobs(prompt)[-1])[::-1][:5]
+    top = dict(whole["top_logprobs"][0])
+    top.pop(whole["tokens"][0])
+    assert top  # several tokens may be the same broken text, so there can be fewer than five
+    assert all(min(abs(first - value)) < 1e-3 for value in top.values())
+    assert all(token in tops for token, tops in zip(whole["tokens"], whole["top_logprobs"], strict=True))
+
+
+def test_top_logprobs_of_chat_are_ranked_the_same_streamed_and_whole(engine: RunningEngine) -> None:
+    fields: dict[str, Any] = {"temperature": 0, "max_tokens": 8, "logprobs": True, "top_logprobs": 4, "n": 2}
+    whole = engine.chat(**fields).json()["choices"]
+    for choice in whole:
+        for entry in choice["logprobs"]["content"]:
+            values = [top["logprob"] for top in entry["top_logprobs"]]
+            assert values == sorted(values, reverse=True)
+            assert len(values) == 4
+            # Greedy: the chosen token is the first alternative.
+            assert entry["top_logprobs"][0]["logprob"] == pytest.approx(entry["logprob"])
+    streamed: dict[int, list[Any]] = {0: [], 1: []}
+    for chunk in events(engine.chat(**fields, stream=True)):
+        part = chunk["choices"][0]
+        streamed[part["index"]] += (part["logprobs"] or {"content": []})["content"]
+    for choice in whole:
+        expected = choice["logprobs"]["content"]
+        assert [e["token"] for e in streamed[choice["index"]]] == [e["token"] for e in expected]
+        logprobs = [e["logprob"] for e in expected]
+        assert [e["logprob"] for e in streamed[choice["index"]]] == pytest.approx(logprobs, abs=1e-4)
+
+
+def test_echo_gives_the_log_probabilities_of_the_prompt(engine: RunningEngine, model: Path) -> None:
+    prompt = [int(i) for i in np.random.default_rng(1).integers(0, 300, 150)]
+    for _ in range(2):  # the second time the prompt is in the prefix cache
+        logprobs = engine.complete(prompt, echo=True, logprobs=1, max_tokens=1).json()["choices"][0]["logprobs"]
+        assert logprobs["token_logprobs"][0] is None
+        assert logprobs["top_logprobs"][0] is None
+        rows = Reference(model).logprobs(prompt)
+        expected = [float(rows[i, token]) for i, token in enumerate(prompt[1:])]
+        assert logprobs["token_logprobs"][1:-1] == pytest.approx(expected, abs=1e-3)
+        assert len({len(part) for part in logprobs.values()}) == 1
+    offsets = logprobs["text_offset"]
+    assert offsets[0] == 0
+    assert offsets == sorted(offsets)

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from openvino_engine.convert import convert
 from openvino_process import NAME, running_engine
 from tiny_checkpoints import write_checkpoint

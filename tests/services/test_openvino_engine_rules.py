@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, decoders, models
+
 from openvino_engine.errors import ApiError
 from openvino_engine.fields import Fields
 from openvino_engine.json_grammar import compact_grammar
@@ -15,7 +17,6 @@ from openvino_engine.template import ChatTemplate
 from openvino_engine.text import FastTokenizer
 from openvino_engine.tool_parser import ToolParser
 from openvino_engine.tools import detect_frame
-from tokenizers import Tokenizer, decoders, models
 
 EOS, STOP = 256, 257
 
@@ -94,6 +95,15 @@ def test_a_stop_token_is_named_and_an_end_token_is_not() -> None:
 def test_ignore_eos_keeps_the_clients_stop_tokens() -> None:
     pieces, sequence, last = run([EOS, *b"a", STOP, *b"b"], ids=frozenset({STOP}), ignore_eos=True)
     assert ("".join(pieces), last.finish, sequence.token_count) == ("a", "stop", 3)
+
+
+def test_a_foreign_end_token_ends_text_but_not_a_call() -> None:
+    call = '<tool_call>\n{"name": "f", "arguments": {"a": "'
+    text = [*b"hi", STOP]
+    assert run(text, outside_calls=frozenset({STOP}))[2].finish == "stop"
+    pieces, _, last = run([*call.encode(), STOP, *b'x"}}\n</tool_call>', STOP], outside_calls=frozenset({STOP}))
+    assert "".join(pieces) == call + 'x"}}\n</tool_call>'
+    assert last.finish == "stop"
 
 
 def test_min_tokens_holds_off_stop_strings_and_stop_tokens() -> None:

@@ -8,11 +8,12 @@ from typing import Any
 
 from openvino_engine.answer import Answers
 from openvino_engine.constraint import Constraint
-from openvino_engine.errors import invalid, unsupported
+from openvino_engine.errors import invalid
 from openvino_engine.fields import Fields
-from openvino_engine.logprobs import chat_logprobs
+from openvino_engine.logprobs import chat_entries
 from openvino_engine.messages import read_messages
 from openvino_engine.requests import COMMON_FIELDS, check_model, completion_budget, constraint, sampling, stream_options
+from openvino_engine.scoring import Scoring
 from openvino_engine.sequence import Delta
 from openvino_engine.serving import Reply, Serving
 from openvino_engine.template import no_template
@@ -34,13 +35,13 @@ _UNLIMITED = 2**31
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A checked request with its prompt."""
+    """A checked request with its prompt. ``top_logprobs`` None: no log-probabilities at all."""
 
     fields: Fields
     prompt: list[int]
     n: int
     tools: ToolUse
-    logprobs: bool
+    top_logprobs: int | None
     reply: Reply
 
 
@@ -55,7 +56,7 @@ class ChatRoute:
         fields = Fields(body, _FIELDS)
         check_model(fields, self._serving.name)
         options = stream_options(fields)
-        logprobs = _logprobs(fields)
+        top = _top_logprobs(fields)
         tools = read_tools(fields, self._serving.frame)
         rule = await self._constraint(fields, tools)
         prompt = await self._prompt(fields, tools)
@@ -68,22 +69,23 @@ class ChatRoute:
             "chatcmpl", "chat.completion.chunk" if options.stream else "chat.completion", self._serving.name, options
         )
         reply.prompt_tokens = len(prompt)
-        answers = self._serving.answers(dataclasses.replace(chosen, logprobs=logprobs), fields)
-        return ChatRequest(fields, prompt, n, tools, logprobs, reply), answers
+        answers = self._serving.answers(dataclasses.replace(chosen, logprobs=top == 0), fields)
+        return ChatRequest(fields, prompt, n, tools, top, reply), answers
 
     async def whole(self, request: ChatRequest, answers: Answers) -> dict[str, Any]:
         """The response body."""
         choices = [_Choice(index, request) for index in range(request.n)]
+        scoring = self._scoring(request)
         answers.submit([request.prompt], request.n)
         async for index, delta in answers.deltas():
             request.reply.completion_tokens += len(delta.tokens)
-            choices[index].collect(delta, self._serving.checkpoint.tokenizer.names)
+            choices[index].collect(delta, await self._logprobs(request, scoring, index, delta))
         return request.reply.body([choice.message() for choice in choices])
 
     async def stream(self, request: ChatRequest, answers: Answers) -> AsyncIterator[bytes]:
         """The chunks, without the final [DONE]."""
-        names = self._serving.checkpoint.tokenizer.names
         choices = [_Choice(index, request) for index in range(request.n)]
+        scoring = self._scoring(request)
         answers.submit([request.prompt], request.n)
         reply = request.reply
         async for index, delta in answers.deltas():
@@ -92,10 +94,21 @@ class ChatRoute:
                 choice.began = True
                 yield event(reply.chunk([choice.chunk({"role": "assistant", "content": ""})]))
             reply.completion_tokens += len(delta.tokens)
-            for part in choice.parts(delta, names):
+            for part in choice.parts(delta, await self._logprobs(request, scoring, index, delta)):
                 yield event(reply.chunk([part]))
         if reply.options.include_usage:
             yield event(reply.usage_chunk())
+
+    def _scoring(self, request: ChatRequest) -> Scoring:
+        return Scoring(self._serving.scorer, [request.prompt], request.n, request.top_logprobs or 0)
+
+    async def _logprobs(
+        self, request: ChatRequest, scoring: Scoring, index: int, delta: Delta
+    ) -> list[dict[str, Any]] | None:
+        if request.top_logprobs is None:
+            return None
+        scores = await scoring.take(index, delta)
+        return chat_entries(self._serving.checkpoint.tokenizer.names, delta.tokens, scores)
 
     async def _constraint(self, fields: Fields, tools: ToolUse) -> Constraint | None:
         asked = constraint(fields)
@@ -119,14 +132,12 @@ class ChatRoute:
         return await self._serving.encode(text, add_special_tokens=fields.boolean("add_special_tokens"))
 
 
-def _logprobs(fields: Fields) -> bool:
+def _top_logprobs(fields: Fields) -> int | None:
     wanted = fields.boolean("logprobs")
     top = fields.optional_integer("top_logprobs", 0, 20)
     if top is not None and not wanted:
         raise invalid("top_logprobs", "'top_logprobs' needs 'logprobs' to be true")
-    if top:
-        raise unsupported("top_logprobs", "only the chosen token's log-probability is known; use top_logprobs=0")
-    return wanted
+    return (top or 0) if wanted else None
 
 
 @dataclass(slots=True)
@@ -147,7 +158,7 @@ class _Choice:
         if self.request.tools.constraint is not None:
             self.parser = ToolParser()
 
-    def collect(self, delta: Delta, names: list[bytes]) -> None:
+    def collect(self, delta: Delta, logprobs: list[dict[str, Any]] | None) -> None:
         """Add a delta to the message."""
         for piece in self._pieces(delta):
             if piece.kind == "text":
@@ -156,8 +167,7 @@ class _Choice:
                 self.calls.append(_call(piece.value))
             else:
                 self.calls[-1]["function"]["arguments"] += piece.value
-        if self.request.logprobs:
-            self.logprobs += chat_logprobs(names, delta)["content"]
+        self.logprobs += logprobs or []
         self._note_end(delta)
 
     def message(self) -> dict[str, Any]:
@@ -166,17 +176,17 @@ class _Choice:
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         if self.calls:
             message |= {"content": text or None, "tool_calls": self.calls}
-        logprobs = {"content": self.logprobs, "refusal": None} if self.request.logprobs else None
+        logprobs = None if self.request.top_logprobs is None else {"content": self.logprobs, "refusal": None}
         return {"index": self.index, "message": message, "logprobs": logprobs} | self._ending()
 
-    def parts(self, delta: Delta, names: list[bytes]) -> list[dict[str, Any]]:
+    def parts(self, delta: Delta, logprobs: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
         """A delta as the choices of chunks; the log-probabilities go with the first of them."""
         deltas = [self._delta(piece) for piece in self._pieces(delta)]
-        if self.request.logprobs and not deltas:
+        if logprobs is not None and not deltas:
             deltas = [{"content": ""}]
         parts = [self.chunk(part) for part in deltas]
-        if self.request.logprobs:
-            parts[0]["logprobs"] = chat_logprobs(names, delta)
+        if logprobs is not None:
+            parts[0]["logprobs"] = {"content": logprobs, "refusal": None}
         if delta.finish is not None:
             self._note_end(delta)
             parts.append(self.chunk({}) | self._ending())

@@ -25,6 +25,7 @@ class Checkpoint:
     tokenizer: TextTokenizer
     rows: int  # vocabulary size of the logits
     eos_ids: frozenset[int]
+    grammar_eos: int  # the one among them that ends a structured answer
     context: int | None
     chat_template: str | None
     special_texts: dict[str, str] = field(default_factory=dict)  # bos_token, eos_token, ... for the template
@@ -61,7 +62,7 @@ def _from_hugging_face(folder: Path, cache_dir: Path) -> Checkpoint:
         rows=rows,
         context=config.get("max_position_embeddings"),
         manifest=_manifest(folder),
-        **_folder_parts(folder, tokenizer),
+        **_folder_parts(folder, tokenizer, gguf_path),
     )
 
 
@@ -80,11 +81,11 @@ def _from_ir(folder: Path) -> Checkpoint:
         rows=rows,
         context=config.get("max_position_embeddings"),
         manifest=_manifest(folder),
-        **_folder_parts(folder, tokenizer),
+        **_folder_parts(folder, tokenizer, folder),
     )
 
 
-def _folder_parts(folder: Path, tokenizer: Tokenizer) -> dict[str, Any]:
+def _folder_parts(folder: Path, tokenizer: Tokenizer, model_path: Path) -> dict[str, Any]:
     """End tokens, template, its special texts and sampling defaults, from the folder's configs."""
     config = _optional(folder / "tokenizer_config.json")
     generation = _optional(folder / "generation_config.json")
@@ -99,11 +100,19 @@ def _folder_parts(folder: Path, tokenizer: Tokenizer) -> dict[str, Any]:
         ids.add(named)
     if not ids:
         raise ConversionError(f"{folder} names no end token: set eos_token_id in generation_config.json")
+    library_eos = library_tokenizer(model_path).get_eos_token_id()
+    grammar_eos = library_eos if library_eos >= 0 else min(ids)
     sampling = {key: generation[key] for key in _SAMPLING_FIELDS if isinstance(generation.get(key), int | float)}
     if generation.get("do_sample") is False:
         sampling.pop("temperature", None)
     template = read_chat_template(folder)
-    return {"eos_ids": frozenset(ids), "special_texts": texts, "sampling": sampling, "chat_template": template}
+    return {
+        "eos_ids": frozenset(ids | {grammar_eos}),
+        "grammar_eos": grammar_eos,
+        "special_texts": texts,
+        "sampling": sampling,
+        "chat_template": template,
+    }
 
 
 def _from_gguf(path: Path) -> Checkpoint:
@@ -119,6 +128,8 @@ def _from_gguf(path: Path) -> Checkpoint:
     else:
         tokenizer = tokenizer_from_gguf(tokens, value("tokenizer.ggml.merges"), types, value("tokenizer.ggml.pre"))
     ids = {key: value(f"tokenizer.ggml.{key}_token_id") for key in ("bos", "eos", "eot", "eom", "padding")}
+    if ids["eos"] is None:
+        raise ConversionError(f"{path} names no end token (tokenizer.ggml.eos_token_id)")
     rows = _gguf_rows(reader)
     return Checkpoint(
         root=path,
@@ -126,6 +137,7 @@ def _from_gguf(path: Path) -> Checkpoint:
         tokenizer=FastTokenizer(tokenizer, rows),
         rows=rows,
         eos_ids=frozenset(ids[key] for key in ("eos", "eot", "eom") if ids[key] is not None),
+        grammar_eos=ids["eos"],
         context=value(f"{architecture}.context_length"),
         chat_template=value("tokenizer.chat_template"),
         special_texts={f"{key}_token": tokens[ids[key]] for key in ("bos", "eos") if ids[key] is not None},

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from openvino_engine.answer import Answers
-from openvino_engine.errors import invalid, unsupported
+from openvino_engine.errors import invalid
 from openvino_engine.fields import Fields
 from openvino_engine.logprobs import LegacyLogprobs
 from openvino_engine.requests import COMMON_FIELDS, check_model, completion_budget, constraint, sampling, stream_options
+from openvino_engine.scorer import Score
+from openvino_engine.scoring import Scoring
 from openvino_engine.sequence import Delta
 from openvino_engine.serving import Reply, Serving
 from openvino_engine.web import event
@@ -21,12 +23,15 @@ _MOST_PROMPTS = 2048
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """A checked request. ``echoes`` holds each prompt's text when it is to be repeated, else empty strings."""
+    """A checked request. ``echoes`` holds each prompt's text when it is to be repeated, else None.
+
+    ``top_logprobs`` None: no log-probabilities at all.
+    """
 
     prompts: list[list[int]]
-    echoes: list[str]
+    echoes: list[str] | None
     n: int
-    logprobs: bool
+    top_logprobs: int | None
     reply: Reply
 
     @property
@@ -46,7 +51,7 @@ class CompletionRoute:
         fields = Fields(body, _FIELDS)
         check_model(fields, self._serving.name)
         options = stream_options(fields)
-        logprobs = self._logprobs(fields)
+        top = fields.optional_integer("logprobs", 0, 5)
         texts, prompts = await self._prompts(fields)
         longest = max(len(prompt) for prompt in prompts)
         budget = completion_budget(fields, "max_tokens", longest, self._serving.context, _DEFAULT_MAX_TOKENS, "prompt")
@@ -58,9 +63,9 @@ class CompletionRoute:
         self._serving.check_count(n * len(prompts), "n" if n > 1 else "prompt")
         reply = Reply("cmpl", "text_completion", self._serving.name, options)
         reply.prompt_tokens = sum(len(prompt) for prompt in prompts)
-        echoes = texts if fields.boolean("echo") else [""] * len(prompts)
-        answers = self._serving.answers(dataclasses.replace(chosen, logprobs=logprobs), fields)
-        return CompletionRequest(prompts, echoes, n, logprobs, reply), answers
+        echoes = texts if fields.boolean("echo") else None
+        answers = self._serving.answers(dataclasses.replace(chosen, logprobs=top == 0), fields)
+        return CompletionRequest(prompts, echoes, n, top, reply), answers
 
     async def whole(self, request: CompletionRequest, answers: Answers) -> dict[str, Any]:
         """The response body."""
@@ -69,7 +74,7 @@ class CompletionRoute:
         answers.submit(request.prompts, request.n)
         async for index, delta in answers.deltas():
             request.reply.completion_tokens += len(delta.tokens)
-            merged[index].add(choices[index].take(delta))
+            merged[index].add(await choices[index].take(delta))
         return request.reply.body([part.choice for part in merged])
 
     async def stream(self, request: CompletionRequest, answers: Answers) -> AsyncIterator[bytes]:
@@ -79,23 +84,16 @@ class CompletionRoute:
         reply = request.reply
         async for index, delta in answers.deltas():
             reply.completion_tokens += len(delta.tokens)
-            choice = choices[index].take(delta)
+            choice = await choices[index].take(delta)
             if choice["text"] or choice["logprobs"] or choice["finish_reason"]:
                 yield event(reply.chunk([choice]))
         if reply.options.include_usage:
             yield event(reply.usage_chunk())
 
     def _choices(self, request: CompletionRequest) -> list["_Choice"]:
-        names = self._serving.checkpoint.tokenizer.names if request.logprobs else None
-        return [_Choice(index, request.echoes[index // request.n], names) for index in range(request.count)]
-
-    def _logprobs(self, fields: Fields) -> bool:
-        top = fields.optional_integer("logprobs", 0, 5)
-        if top:
-            raise unsupported("logprobs", "only the chosen token's log-probability is known; use logprobs=0")
-        if top is not None and fields.boolean("echo"):
-            raise unsupported("echo", "log-probabilities of the prompt are not known; leave out 'logprobs' or 'echo'")
-        return top is not None
+        scoring = Scoring(self._serving.scorer, request.prompts, request.n, request.top_logprobs or 0)
+        names = self._serving.checkpoint.tokenizer.names
+        return [_Choice(index, request, scoring, names) for index in range(request.count)]
 
     async def _prompts(self, fields: Fields) -> tuple[list[str], list[list[int]]]:
         """Texts (for echo) and token ids of every prompt."""
@@ -134,23 +132,35 @@ class CompletionRoute:
 
 
 class _Choice:
-    """One choice: its index, the echo that comes first, and its log-probabilities."""
+    """One choice: the echo that comes first, then its text, each with its log-probabilities."""
 
-    def __init__(self, index: int, echo: str, names: list[bytes] | None) -> None:
+    def __init__(self, index: int, request: CompletionRequest, scoring: Scoring, names: list[bytes]) -> None:
         self._index = index
-        self._echo = echo
-        self._logprobs = LegacyLogprobs(names) if names is not None else None
+        self._prompt = request.prompts[index // request.n]
+        self._echo = request.echoes[index // request.n] if request.echoes is not None else None
+        self._scoring = scoring
+        self._logprobs = LegacyLogprobs(names) if request.top_logprobs is not None else None
 
-    def take(self, delta: Delta) -> dict[str, Any]:
+    async def take(self, delta: Delta) -> dict[str, Any]:
         """A delta as a choice of a chunk."""
-        text, self._echo = self._echo + delta.text, ""
+        tokens, scores = await self._scores(delta)
+        text, self._echo = (self._echo or "") + delta.text, None
         return {
             "index": self._index,
             "text": text,
-            "logprobs": self._logprobs.take(delta) if self._logprobs is not None else None,
+            "logprobs": self._logprobs.take(tokens, scores) if self._logprobs is not None else None,
             "finish_reason": delta.finish,
             "stop_reason": delta.stop_reason,
         }
+
+    async def _scores(self, delta: Delta) -> tuple[list[int], list[Score | None]]:
+        """The tokens that this chunk shows and their scores: the prompt's first when it is echoed."""
+        if self._logprobs is None:
+            return [], []
+        own = await self._scoring.take(self._index, delta)
+        if self._echo is None:
+            return delta.tokens, [*own]
+        return self._prompt + delta.tokens, [*(await self._scoring.prompt(self._index)), *own]
 
 
 class _Merged:

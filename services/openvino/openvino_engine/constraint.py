@@ -14,6 +14,7 @@ from openvino_engine.json_grammar import compact_grammar
 
 TOOL_OPEN = "<tool_call>"
 TOOL_CLOSE = "</tool_call>"
+TOOL_NAME = r"[a-zA-Z0-9_.-]{1,64}"
 
 
 class ToolFrame(msgspec.Struct, frozen=True):

@@ -21,7 +21,7 @@ from openvino_engine.gguf_tokenizer import write_tokenizer
 from openvino_engine.safetensors_file import SafetensorsError, TensorFolder
 
 # Part of the cache key: a change of what is written makes old cache files stale.
-CONVERTER_VERSION = "1"
+CONVERTER_VERSION = "2"
 
 _ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen3ForCausalLM": "qwen3"}
 _LAYER_NAMES = {

@@ -72,7 +72,8 @@ def _write_special(writer: gguf.GGUFWriter, folder: Path, index: dict[str, int])
     eos = generation.get("eos_token_id")
     ends = [eos] if isinstance(eos, int) else list(eos or [])
     named = index.get(token_text(config.get("eos_token")) or "")
-    ends = ends or ([named] if named is not None else [])
+    if named is not None:
+        ends = [named, *(end for end in ends if end != named)]
     if ends:
         writer.add_eos_token_id(ends[0])
     if len(ends) > 1:

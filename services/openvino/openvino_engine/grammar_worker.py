@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import openvino
 import openvino_genai
 
+import openvino
 from openvino_engine.constraint import Constraint
 
 _MEMORY_LIMIT_BYTES = 8 << 30

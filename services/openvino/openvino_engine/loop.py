@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import openvino
 import openvino_genai
 
+import openvino
 from openvino_engine.errors import ApiError, engine_failed, invalid, overloaded
 from openvino_engine.metrics import Metrics
 from openvino_engine.sampling import Sampling

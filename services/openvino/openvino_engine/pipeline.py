@@ -24,10 +24,10 @@ def pipeline_opener(model_path: Path, tokenizer: Any, options: PipelineOptions) 
     """A function that opens the pipeline, now and again after a failure."""
 
     def open_pipeline() -> Any:
-        properties = _properties(options.precision)
+        properties = precision_properties(options.precision)
         if options.draft is not None:
             properties["draft_model"] = openvino_genai.draft_model(
-                str(options.draft), "CPU", **_properties(options.precision)
+                str(options.draft), "CPU", **precision_properties(options.precision)
             )
         return openvino_genai.ContinuousBatchingPipeline(
             str(model_path), tokenizer, _scheduler(options), "CPU", **properties
@@ -45,7 +45,7 @@ def _scheduler(options: PipelineOptions) -> Any:
     return scheduler
 
 
-def _properties(precision: str) -> dict[str, Any]:
+def precision_properties(precision: str) -> dict[str, Any]:
     """f32 also for the KV cache: the library stores it in f16 for GGUF otherwise, and greedy ties break differently."""
     if precision == "auto":
         return {}
@@ -53,20 +53,3 @@ def _properties(precision: str) -> dict[str, Any]:
     if precision == "f32":
         properties["KV_CACHE_PRECISION"] = "f32"
     return properties
-
-
-def export_draft(gguf_path: Path, out: Path) -> Path:
-    """Write a GGUF draft as an OpenVINO IR folder, once: the library takes drafts in no other form."""
-    if (out / "openvino_model.xml").exists():
-        return out
-    partial = out.with_name(f".{out.name}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    source = partial / "draft.gguf"
-    source.write_bytes(gguf_path.read_bytes())
-    tokenizer = openvino_genai.Tokenizer(str(source), enable_save_ov_model=True)
-    scheduler = openvino_genai.SchedulerConfig()
-    scheduler.num_kv_blocks = 16
-    openvino_genai.ContinuousBatchingPipeline(str(source), tokenizer, scheduler, "CPU", enable_save_ov_model=True)
-    source.unlink()
-    partial.rename(out)
-    return out

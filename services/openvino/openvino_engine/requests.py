@@ -79,7 +79,7 @@ def stream_options(fields: Fields) -> StreamOptions:
 def sampling(fields: Fields, checkpoint: Checkpoint, max_tokens: int, constraint: Constraint | None) -> Sampling:
     """All fields that steer the choice of tokens. Defaults are the checkpoint's generation_config, then OpenAI's."""
     own = checkpoint.sampling
-    stop = _stop_rules(fields, checkpoint, max_tokens)
+    stop = _stop_rules(fields, checkpoint, max_tokens, constraint)
     if constraint is not None and (stop.ignore_eos or stop.min_tokens):
         name = "ignore_eos" if stop.ignore_eos else "min_tokens"
         raise unsupported(name, "it contradicts a structured output, which ends when its grammar ends")
@@ -97,9 +97,14 @@ def sampling(fields: Fields, checkpoint: Checkpoint, max_tokens: int, constraint
     )
 
 
-def _stop_rules(fields: Fields, checkpoint: Checkpoint, max_tokens: int) -> StopRules:
+def _stop_rules(fields: Fields, checkpoint: Checkpoint, max_tokens: int, constraint: Constraint | None) -> StopRules:
+    eos, others = checkpoint.eos_ids, frozenset[int]()
+    if constraint is not None:
+        eos = frozenset({checkpoint.grammar_eos})
+        others = checkpoint.eos_ids - eos if constraint.leaves_free_text else others
     return StopRules(
-        eos=checkpoint.eos_ids,
+        eos=eos,
+        outside_calls=others,
         ids=fields.token_ids("stop_token_ids", checkpoint.rows),
         strings=fields.strings("stop", most=16),
         include_string=fields.boolean("include_stop_str_in_output"),

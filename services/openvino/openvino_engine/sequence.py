@@ -8,13 +8,19 @@ never shows the beginning of a stop string.
 from dataclasses import dataclass, field
 
 from openvino_engine.text import Detokenizer, TextTokenizer
+from openvino_engine.tool_parser import ToolParser
 
 
 @dataclass(frozen=True, slots=True)
 class StopRules:
-    """When an answer ends. ``eos`` ends it unless ``ignore_eos``; ``ids`` and ``strings`` are the client's."""
+    """When an answer ends. ``eos`` ends it unless ``ignore_eos``; ``ids`` and ``strings`` are the client's.
+
+    ``outside_calls`` are end tokens that do not end it inside a tool call: grammars know only one end token and take
+    any other for text.
+    """
 
     eos: frozenset[int]
+    outside_calls: frozenset[int] = frozenset()
     ids: frozenset[int] = frozenset()
     strings: tuple[str, ...] = ()
     include_string: bool = False
@@ -42,6 +48,7 @@ class Sequence:
         self._rules = rules
         self._detokenizer = Detokenizer(strip_first_space=tokenizer.strips_first_space)
         self._held = ""
+        self._call = ToolParser() if rules.outside_calls else None
         self._ends = rules.ids if rules.ignore_eos else rules.ids | rules.eos
         self.token_count = 0
         self.done = False
@@ -70,11 +77,16 @@ class Sequence:
 
     def _take(self, token: int, delta: Delta) -> str:
         rules = self._rules
+        if self._call is not None and token in rules.outside_calls and not self._call.inside:
+            delta.finish = "stop"
+            return ""
         if token in self._ends and self.token_count > rules.min_tokens:
             delta.finish = "stop"
             delta.stop_reason = token if token not in rules.eos else None
             return ""
         text = self._detokenizer.feed(self._pieces[token])
+        if self._call is not None:
+            self._call.feed(text)
         if rules.strings and text:
             text = self._release(text, delta)
         if delta.finish is None and self.token_count >= rules.max_tokens:

@@ -18,10 +18,12 @@ from openvino_engine.app import App
 from openvino_engine.checkpoint import Checkpoint, library_tokenizer, load_checkpoint
 from openvino_engine.constraint import ToolFrame
 from openvino_engine.convert import ConversionError
+from openvino_engine.export_ir import export_ir
 from openvino_engine.grammar_check import GrammarChecker, write_tiny_model
 from openvino_engine.loop import EngineLoop
 from openvino_engine.metrics import Metrics
-from openvino_engine.pipeline import PipelineOptions, export_draft, pipeline_opener
+from openvino_engine.pipeline import PipelineOptions, pipeline_opener
+from openvino_engine.scorer import Scorer
 from openvino_engine.serving import Serving
 from openvino_engine.template import ChatTemplate
 from openvino_engine.tools import detect_frame
@@ -66,7 +68,8 @@ def serve(options: ServeOptions, version: str, wrap: WrapOpener = lambda opener:
         write_tiny_model(tiny, checkpoint.rows)
         grammar = GrammarChecker(checkpoint.model_path, tiny, timeout_s=options.grammar_timeout_s)
         frame = detect_frame(template) if template else ToolFrame()
-        serving = Serving(name, checkpoint, template, frame, context, loop, grammar, int(time.time()))
+        scorer = Scorer(lambda: _ir_folder(checkpoint, options.cache_dir), options.pipeline.precision)
+        serving = Serving(name, checkpoint, template, frame, context, loop, grammar, scorer, int(time.time()))
         app = App(serving, metrics, version=version, body_limit_bytes=options.body_limit_bytes)
         config = uvicorn.Config(
             app,
@@ -89,7 +92,7 @@ def _engine_loop(options: ServeOptions, checkpoint: Checkpoint, metrics: Metrics
         draft = load_checkpoint(options.draft, options.cache_dir)
         if draft.rows != checkpoint.rows:
             raise ConversionError(f"the draft has {draft.rows} tokens, the model {checkpoint.rows}: they must be equal")
-        pipeline = PipelineOptions(**{**_as_dict(pipeline), "draft": _draft_ir(draft, options.cache_dir)})
+        pipeline = PipelineOptions(**{**_as_dict(pipeline), "draft": _ir_folder(draft, options.cache_dir)})
     return EngineLoop(
         wrap(pipeline_opener(checkpoint.model_path, tokenizer, pipeline)),
         metrics,
@@ -103,10 +106,9 @@ def _as_dict(options: PipelineOptions) -> dict[str, Any]:
     return {name: getattr(options, name) for name in options.__slots__}
 
 
-def _draft_ir(draft: Checkpoint, cache_dir: Path) -> Path:
-    if draft.model_path.suffix != ".gguf":
-        return draft.model_path
-    return export_draft(draft.model_path, cache_dir / f"{draft.model_path.stem}-ir")
+def _ir_folder(checkpoint: Checkpoint, cache_dir: Path) -> Path:
+    is_gguf = checkpoint.model_path.suffix == ".gguf"
+    return export_ir(checkpoint.model_path, cache_dir) if is_gguf else checkpoint.model_path
 
 
 def _context(options: ServeOptions, checkpoint: Checkpoint) -> int:
@@ -138,6 +140,7 @@ class _Server(uvicorn.Server):
         finally:
             await self._serving.grammar.aclose()
             ended = await asyncio.to_thread(self._serving.loop.stop, _LOOP_STOP_S)
+            await asyncio.to_thread(self._serving.scorer.close)
         if not ended:
             # The library hangs inside a step: interpreter shutdown would wait for it or crash in it.
             sys.stderr.write("the engine loop did not end in time\n")

@@ -16,6 +16,7 @@ from openvino_engine.grammar_check import GrammarChecker
 from openvino_engine.loop import EngineLoop
 from openvino_engine.requests import StreamOptions
 from openvino_engine.sampling import Sampling
+from openvino_engine.scorer import Scorer
 from openvino_engine.template import ChatTemplate
 
 # Longer texts are tokenized off the event loop, so that one long prompt does not stall other streams.
@@ -33,6 +34,7 @@ class Serving:
     context: int
     loop: EngineLoop
     grammar: GrammarChecker
+    scorer: Scorer
     created_s: int
 
     async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:

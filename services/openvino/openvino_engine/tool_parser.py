@@ -9,8 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from openvino_engine.constraint import TOOL_CLOSE, TOOL_OPEN
-from openvino_engine.tools import TOOL_NAME
+from openvino_engine.constraint import TOOL_CLOSE, TOOL_NAME, TOOL_OPEN
 
 _HEAD = re.compile(rf'\s*\{{"name": "({TOOL_NAME})", "arguments": ')
 
@@ -34,6 +33,11 @@ class ToolParser:
         self._in_string = False
         self._escaped = False
         self.calls = 0
+
+    @property
+    def inside(self) -> bool:
+        """Whether a call was opened and not closed yet."""
+        return self._state != "text"
 
     def feed(self, text: str) -> list[Piece]:
         """The pieces that ``text`` makes certain."""

@@ -4,13 +4,12 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from openvino_engine.constraint import TOOL_CLOSE, TOOL_OPEN, Constraint, Tool, ToolFrame
+from openvino_engine.constraint import TOOL_CLOSE, TOOL_NAME, TOOL_OPEN, Constraint, Tool, ToolFrame
 from openvino_engine.errors import ApiError, invalid, unsupported
 from openvino_engine.fields import Fields
 from openvino_engine.requests import schema_text
 from openvino_engine.template import ChatTemplate
 
-TOOL_NAME = r"[a-zA-Z0-9_.-]{1,64}"
 _NAME = re.compile(f"^{TOOL_NAME}$")
 _MOST_TOOLS = 128
 _PROBE = re.compile(
