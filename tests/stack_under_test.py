@@ -61,6 +61,7 @@ class RunningStack:
         self.marked()
         code = self.process.wait(PATIENCE_S)
         self._reader.join(PATIENCE_S)
+        assert "Traceback" not in self.output, self.output
         return code
 
     def marked(self) -> dict[int, str]:

@@ -194,7 +194,7 @@ class Stack:
             return task.result()
         finally:
             stop.cancel()
-            task.cancel()
+            await _abandon(task)
 
     async def _shut_down(self) -> None:
         """The gateway drains first, so that no request loses its engine; then the engines, all at once."""
@@ -281,7 +281,7 @@ async def _unless_failed(other: asyncio.Task[None], work: Awaitable[None]) -> No
         await _abandon(task)
 
 
-async def _abandon(task: asyncio.Future[None]) -> None:
+async def _abandon(task: asyncio.Future[Any]) -> None:
     """Cancel what is still going on and see it end; what it would have raised no longer matters."""
     task.cancel()
     await asyncio.wait({task})
