@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from openvino_engine.convert import convert
+from openvino_engine.convert import convert, convert_cached
+from openvino_engine.export_ir import export_ir
 from openvino_process import NAME, running_engine
 from tiny_checkpoints import write_checkpoint
 
@@ -215,6 +217,35 @@ def test_a_small_context_is_kept(model: Path, cache: Path) -> None:
         assert engine.client.get("/v1/models").json()["data"][0]["max_model_len"] == 64
         assert engine.complete([60] * 64).json()["error"]["code"] == "context_length_exceeded"
         assert engine.chat(ignore_eos=True).json()["usage"]["total_tokens"] == 64
+
+
+def test_a_context_beyond_the_kv_cache_is_lowered_and_never_promised(model: Path, cache: Path) -> None:
+    with running_engine(model, cache, "--kv-blocks", "32") as engine:
+        assert engine.client.get("/v1/models").json()["data"][0]["max_model_len"] == 1024
+        assert engine.complete([60] * 1000, max_tokens=24, ignore_eos=True).status_code == 200
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:  # five times what the cache holds: taken in turns
+            fields: dict[str, Any] = {"max_tokens": 300, "ignore_eos": True, "temperature": 0}
+            together = list(pool.map(lambda i: engine.complete([60 + i] * 40, **fields).json(), range(16)))
+        alone = [engine.complete([60 + i] * 40, **fields).json() for i in range(16)]
+        assert [reply["choices"] for reply in together] == [reply["choices"] for reply in alone]
+    wrong = ["--model", str(model), "--cache-dir", str(cache), "--kv-blocks", "32", "--max-model-len", "2048"]
+    run = subprocess.run(
+        [sys.executable, "-m", "openvino_engine", "serve", *wrong], capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 1
+    assert "does not fit the KV cache of 1024 tokens" in run.stderr
+
+
+def test_an_openvino_ir_folder_answers_like_the_gguf_it_came_from(model: Path, cache: Path, tmp_path: Path) -> None:
+    folder = export_ir(convert_cached(model, cache), tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json"):
+        shutil.copy(model / name, folder / name)
+    with running_engine(model, cache) as original, running_engine(folder, cache) as exported:
+        fields: dict[str, Any] = {"temperature": 0, "max_tokens": 30, "logprobs": True, "top_logprobs": 2}
+        replies = [engine.chat(**fields).json()["choices"][0] for engine in (original, exported)]
+        assert replies[0]["message"] == replies[1]["message"]
+        shaped = exported.chat(structured_outputs={"regex": "[ab]{5}"}).json()["choices"][0]["message"]["content"]
+        assert set(shaped) <= {"a", "b"}
 
 
 def _members(group: int) -> list[int]:

@@ -73,6 +73,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         "--max-batched-tokens", type=_whole(16, 65_536), default=512, help="tokens a step; long prompts are cut into it"
     )
     add("--kv-cache-gb", type=_whole(1, 4096), default=1, help="KV cache in GiB")
+    add("--kv-blocks", type=_whole(4, 1 << 24), help="KV cache in blocks of 32 tokens, in place of --kv-cache-gb")
     add(
         "--precision",
         choices=("f32", "bf16", "auto"),
@@ -115,6 +116,7 @@ def _serve_options(options: argparse.Namespace) -> ServeOptions:
         pipeline=PipelineOptions(
             precision=options.precision,
             kv_cache_gb=options.kv_cache_gb,
+            kv_blocks=options.kv_blocks,
             max_num_seqs=options.max_num_seqs,
             max_batched_tokens=options.max_batched_tokens,
             prefix_caching=not options.no_prefix_caching,

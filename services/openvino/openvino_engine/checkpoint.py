@@ -27,6 +27,7 @@ class Checkpoint:
     eos_ids: frozenset[int]
     grammar_eos: int  # the one among them that ends a structured answer
     context: int | None
+    kv_values: int | None  # numbers in the KV cache per token
     chat_template: str | None
     special_texts: dict[str, str] = field(default_factory=dict)  # bos_token, eos_token, ... for the template
     sampling: dict[str, float] = field(default_factory=dict)  # defaults the checkpoint asks for
@@ -54,13 +55,15 @@ def _from_hugging_face(folder: Path, cache_dir: Path) -> Checkpoint:
     gguf_path = convert_cached(folder, cache_dir)
     config = read_json(folder / "config.json")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    rows = _gguf_rows(gguf.GGUFReader(gguf_path))
+    reader = gguf.GGUFReader(gguf_path)
+    rows = _gguf_rows(reader)
     return Checkpoint(
         root=folder,
         model_path=gguf_path,
         tokenizer=FastTokenizer(tokenizer, rows),
         rows=rows,
         context=config.get("max_position_embeddings"),
+        kv_values=_gguf_kv_values(reader),
         manifest=_manifest(folder),
         **_folder_parts(folder, tokenizer, gguf_path),
     )
@@ -80,6 +83,7 @@ def _from_ir(folder: Path) -> Checkpoint:
         tokenizer=FastTokenizer(tokenizer, rows),
         rows=rows,
         context=config.get("max_position_embeddings"),
+        kv_values=None,
         manifest=_manifest(folder),
         **_folder_parts(folder, tokenizer, folder),
     )
@@ -139,6 +143,7 @@ def _from_gguf(path: Path) -> Checkpoint:
         eos_ids=frozenset(ids[key] for key in ("eos", "eot", "eom") if ids[key] is not None),
         grammar_eos=ids["eos"],
         context=value(f"{architecture}.context_length"),
+        kv_values=_gguf_kv_values(reader),
         chat_template=value("tokenizer.chat_template"),
         special_texts={f"{key}_token": tokens[ids[key]] for key in ("bos", "eos") if ids[key] is not None},
         sampling={
@@ -161,6 +166,14 @@ def _values(reader: gguf.GGUFReader) -> Any:
 def _gguf_rows(reader: gguf.GGUFReader) -> int:
     embedding = next(tensor for tensor in reader.tensors if tensor.name == "token_embd.weight")
     return int(embedding.shape[1])
+
+
+def _gguf_kv_values(reader: gguf.GGUFReader) -> int:
+    value = _values(reader)
+    arch = value("general.architecture")
+    heads = value(f"{arch}.attention.head_count")
+    head_dim = value(f"{arch}.attention.key_length") or value(f"{arch}.embedding_length") // heads
+    return int(2 * value(f"{arch}.block_count") * (value(f"{arch}.attention.head_count_kv") or heads) * head_dim)
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:

@@ -7,17 +7,27 @@ from typing import Any
 
 import openvino_genai
 
+_BLOCK_TOKENS = 32  # the library's on CPU
+
 
 @dataclass(frozen=True, slots=True)
 class PipelineOptions:
-    """How the model runs. ``precision`` f32, bf16 or auto; ``kv_cache_gb`` whole GiB."""
+    """How the model runs. ``precision`` is f32, bf16 or auto; ``kv_blocks`` goes before ``kv_cache_gb`` (GiB)."""
 
     precision: str = "f32"
     kv_cache_gb: int = 1
+    kv_blocks: int | None = None
     max_num_seqs: int = 256
     max_batched_tokens: int = 512
     prefix_caching: bool = True
     draft: Path | None = None
+
+    def kv_capacity(self, values_per_token: int) -> int:
+        """Tokens that the KV cache holds."""
+        if self.kv_blocks is not None:
+            return self.kv_blocks * _BLOCK_TOKENS
+        block_bytes = _BLOCK_TOKENS * values_per_token * (4 if self.precision == "f32" else 2)
+        return (self.kv_cache_gb << 30) // block_bytes * _BLOCK_TOKENS
 
 
 def pipeline_opener(model_path: Path, tokenizer: Any, options: PipelineOptions) -> Callable[[], Any]:
@@ -38,7 +48,10 @@ def pipeline_opener(model_path: Path, tokenizer: Any, options: PipelineOptions) 
 
 def _scheduler(options: PipelineOptions) -> Any:
     scheduler = openvino_genai.SchedulerConfig()
-    scheduler.cache_size = options.kv_cache_gb
+    if options.kv_blocks is None:
+        scheduler.cache_size = options.kv_cache_gb
+    else:
+        scheduler.num_kv_blocks = options.kv_blocks
     scheduler.max_num_seqs = options.max_num_seqs
     scheduler.max_num_batched_tokens = max(options.max_batched_tokens, options.max_num_seqs)
     scheduler.enable_prefix_caching = options.prefix_caching

@@ -117,7 +117,13 @@ def _context(options: ServeOptions, checkpoint: Checkpoint) -> int:
         raise ConversionError("the model does not say its context length: give --max-model-len")
     if known is not None and options.max_model_len is not None and options.max_model_len > known:
         raise ConversionError(f"--max-model-len {options.max_model_len} is beyond the model's {known}")
-    return options.max_model_len or known or 0
+    wanted = options.max_model_len or known or 0
+    holds = options.pipeline.kv_capacity(checkpoint.kv_values) if checkpoint.kv_values else wanted
+    if options.max_model_len is not None and holds < wanted:
+        raise ConversionError(
+            f"--max-model-len {wanted} does not fit the KV cache of {holds} tokens: raise --kv-cache-gb"
+        )
+    return min(wanted, holds)
 
 
 class _Server(uvicorn.Server):
@@ -153,7 +159,8 @@ class _Server(uvicorn.Server):
         if not self.should_exit:
             address = f"http://{self.config.host}:{self.config.port}"
             seconds = time.monotonic() - self._began_s
-            sys.stdout.write(f"ready: {self._serving.name} on {address} after {seconds:.1f} s\n")
+            about = f"{self._serving.name} on {address}, context {self._serving.context}"
+            sys.stdout.write(f"ready: {about}, after {seconds:.1f} s\n")
             sys.stdout.flush()
 
     @contextlib.contextmanager
