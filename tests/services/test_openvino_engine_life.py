@@ -113,6 +113,7 @@ def test_a_full_queue_is_a_503_that_says_when_to_come_back(model: Path, cache: P
             assert refused.headers["retry-after"] == "1"
             assert refused.json()["error"]["code"] == "server_is_overloaded"
             assert engine.metric("admission_rejections_total") == 1
+            assert engine.metric("aborts_total") == 0
             assert [future.result().status_code for future in running] == [200] * 4
         assert engine.complete(max_tokens=1).status_code == 200
         impossible = engine.complete(["a"] * 5)

@@ -5,7 +5,8 @@ from collections import deque
 from collections.abc import AsyncIterator
 
 from openvino_engine.errors import ApiError
-from openvino_engine.loop import EngineLoop, Job
+from openvino_engine.job import Job
+from openvino_engine.loop import EngineLoop
 from openvino_engine.sampling import Sampling
 from openvino_engine.sequence import Delta, Sequence
 from openvino_engine.text import TextTokenizer
@@ -31,10 +32,11 @@ class Answers:
 
     def submit(self, prompts: list[list[int]], n: int) -> None:
         """Queue all answers. Raises ApiError 503 when they do not fit."""
-        self._jobs = [
+        jobs = [
             self._job(prompt, choice, index * n + choice) for index, prompt in enumerate(prompts) for choice in range(n)
         ]
-        self._loop.submit(self._jobs)
+        self._loop.submit(jobs)
+        self._jobs = jobs
 
     async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
         """(index, delta) as they come, until every answer has finished. Raises ApiError when one of them fails."""

@@ -13,36 +13,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import openvino_genai
 
 import openvino
 from openvino_engine.errors import ApiError, engine_failed, invalid, overloaded
+from openvino_engine.job import Job
 from openvino_engine.metrics import Metrics
-from openvino_engine.sampling import Sampling
-from openvino_engine.sequence import Delta, Sequence
+from openvino_engine.sequence import Delta
 
 _log = logging.getLogger(__name__)
 _FAILURE_WINDOW_S = 60.0
 _FAILURES_TO_DIE = 3
-
-
-@dataclass(eq=False, slots=True)
-class Job:
-    """One answer (one choice of a request). ``deliver`` is called on the event loop with deltas, or one error."""
-
-    prompt: list[int]
-    sampling: Sampling
-    choice: int
-    sequence: Sequence
-    deliver: Callable[["Delta | ApiError"], None]
-    arrived_s: float = field(default_factory=time.monotonic)
-    last_token_s: float = 0.0
-    handle: Any = None
-    over: bool = False  # event-loop side: the last event was delivered or the job was cancelled
 
 
 class EngineLoop:
@@ -184,16 +167,16 @@ class EngineLoop:
             self._metrics.prompt_tokens.inc(len(job.prompt))
 
     def _abort(self, job: Job) -> None:
-        self._metrics.aborts.inc()
-        self._metrics.finished("abort")
         if job in self._waiting:
             self._waiting.remove(job)
-            return
-        for key, running in self._running.items():
-            if running is job:
-                job.handle.cancel()
-                del self._running[key]
-                return
+        else:
+            key = next((key for key, running in self._running.items() if running is job), None)
+            if key is None:
+                return  # it ended while the cancellation was on its way
+            del self._running[key]
+            job.handle.cancel()
+        self._metrics.aborts.inc()
+        self._metrics.finished("abort")
 
     def _step(self) -> None:
         try:
@@ -204,7 +187,7 @@ class EngineLoop:
         now_s = time.monotonic()
         events: list[tuple[Job, Delta | ApiError]] = []
         for key, job in list(self._running.items()):
-            event = self._read(job, now_s)
+            event = job.read(now_s, self._metrics)
             if event is None:
                 continue
             events.append((job, event))
@@ -213,41 +196,6 @@ class EngineLoop:
                 job.handle.stop()
         if events:
             self._post(self._dispatch, events)
-
-    def _read(self, job: Job, now_s: float) -> "Delta | ApiError | None":
-        tokens: list[int] = []
-        logprobs: list[float] = []
-        ended = False
-        while job.handle.can_read():
-            for output in job.handle.read().values():
-                tokens += output.generated_ids
-                logprobs += output.generated_log_probs
-                ended |= output.finish_reason != openvino_genai.GenerationFinishReason.NONE
-        if not tokens:
-            return self._silent(job)
-        delta = job.sequence.feed(tokens, logprobs)
-        if ended and delta.finish is None:
-            delta = job.sequence.end(delta)
-        self._measure(job, delta, now_s)
-        return delta
-
-    def _silent(self, job: Job) -> ApiError | None:
-        if job.handle.get_status() != openvino_genai.GenerationStatus.IGNORED:
-            return None
-        self._metrics.finished("error")
-        return overloaded("the KV cache is full: the answer could not go on. Try again, or raise --kv-cache-gb")
-
-    def _measure(self, job: Job, delta: Delta, now_s: float) -> None:
-        metrics = self._metrics
-        metrics.generation_tokens.inc(len(delta.tokens))
-        if job.last_token_s:
-            metrics.itl.observe(now_s - job.last_token_s)
-        else:
-            metrics.ttft.observe(now_s - job.arrived_s)
-        job.last_token_s = now_s
-        if delta.finish is not None:
-            metrics.e2e.observe(now_s - job.arrived_s)
-            metrics.finished(delta.finish)
 
     def _recover(self, error: RuntimeError) -> None:
         """The pipeline threw: its running answers are lost. Open it again, unless this keeps happening."""
