@@ -11,6 +11,7 @@
 | anything else             | text                                                    |
 """
 
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
@@ -20,6 +21,7 @@ from gateway.core.errors import EngineRefused
 MESSAGE_LIMIT = 4096
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What decoding an engine's words may raise: they may be broken, no UTF-8, or too deep."""
+_KNOWN = frozenset(status.value for status in HTTPStatus if status >= 400)
 
 
 def engine_error(status: int, body: bytes, retry_after: bytes | None = None) -> EngineRefused:
@@ -36,8 +38,10 @@ def engine_error(status: int, body: bytes, retry_after: bytes | None = None) -> 
             503, message, type="service_unavailable_error", code="engine_overloaded", retryable=True,
             retry_after_s=wait_s or 1,
         )  # fmt: skip
-    if status in (417, 422):  # LightLLM and bare FastAPI: their word for a bad request
-        status = 400
+    if status in (417, 422) or (400 <= status < 500 and status not in _KNOWN):
+        status = 400  # LightLLM's and bare FastAPI's word for a bad request, and words nobody knows
+    elif status < 400:  # not an answer to a POST, and some may have no body
+        status = 502
     if code is not None and code.isdigit():  # vLLM, SGLang: the HTTP status again
         code = None
     if status < 500:
@@ -50,7 +54,7 @@ def engine_error(status: int, body: bytes, retry_after: bytes | None = None) -> 
 def stream_error(payload: bytes) -> EngineRefused:
     """An `error` event inside a stream; its status is the one it names, else 500."""
     message, type_, param, code = _read(payload)
-    status = int(code) if code is not None and code.isdigit() and 400 <= int(code) < 600 else 500
+    status = int(code) if code is not None and code.isdigit() and int(code) in _KNOWN else 500
     if status < 500:
         return EngineRefused(status, message or "The engine refused.", type=_client_type(type_), param=param)
     return EngineRefused(status, message or "The engine failed.", type="server_error", param=param, code="engine_error")
