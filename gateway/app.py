@@ -20,7 +20,7 @@ from gateway.routing.health import HealthWatch
 from gateway.routing.policies import POLICIES
 from gateway.routing.router import Model, Router
 from gateway.serving.serve import Service
-from gateway.settings import DeploymentSettings, Settings
+from gateway.settings import ConfigError, DeploymentSettings, Settings
 from gateway.telemetry.logs import AccessLog
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.record import Telemetry
@@ -38,7 +38,7 @@ class App:
 
 
 def create_app(settings: Settings) -> App:
-    """Raises LookupError for an engine nobody knows, OSError when the access log cannot be opened."""
+    """Raises LookupError for an engine nobody knows, ConfigError when the access log cannot be opened."""
     metrics = Metrics()
     models = _models(settings, metrics)
     watches = {d: _watch(d, settings) for model in models for d in model.deployments}
@@ -122,4 +122,7 @@ def _access_log(settings: Settings, metrics: Metrics) -> AccessLog | None:
     if not settings.telemetry.access_log:
         return None
     path = settings.telemetry.access_log_path
-    return AccessLog(str(path) if path else None, metrics.log_lines_lost)
+    try:
+        return AccessLog(str(path) if path else None, metrics.log_lines_lost)
+    except OSError as error:
+        raise ConfigError(f"telemetry.access_log_path: {path}: {error.strerror}") from error

@@ -29,7 +29,7 @@ class AccessLog:
         self._lines: list[bytes] = []
         self._batches: queue.SimpleQueue[list[bytes] | None] = queue.SimpleQueue()
         self._on_lost = on_lost
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640) if path else sys.stdout.fileno()
+        self._fd = _open(path) if path else sys.stdout.fileno() if sys.stdout else -1  # started without: all is lost
         self._owns_fd = path is not None
         self._thread = threading.Thread(target=self._write_batches, name="access-log", daemon=True)
         self._thread.start()
@@ -63,6 +63,10 @@ class AccessLog:
                     data = data[os.write(self._fd, data) :]
             except OSError:  # a full disk, a closed pipe: the requests go on
                 self._on_lost(len(lines))
+
+
+def _open(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
 
 
 class JsonFormatter(logging.Formatter):
