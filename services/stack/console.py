@@ -22,7 +22,7 @@ Logs = Literal["auto", "all", "none"]
 COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "bright_red")
 ANSI = dict(zip(COLOURS, ("36", "35", "33", "32", "34", "91"), strict=True))
 PLAIN_PROGRESS_S = 5.0
-_SETTLED = {"ready": "[green]✓[/]", "gave up": "[red]✗[/]", "stopped": "[dim]■[/]"}
+_SETTLED = {"ready": "[green]✓[/]", "done": "[green]✓[/]", "gave up": "[red]✗[/]", "stopped": "[dim]■[/]"}
 
 
 class _Console(Console):
@@ -44,7 +44,13 @@ class Row:
 
     @property
     def is_moving(self) -> bool:
-        return self.status is not None and self.status.state in ("waiting", "starting", "restarting", "stopping")
+        return self.status is not None and self.status.state in (
+            "waiting",
+            "starting",
+            "restarting",
+            "stopping",
+            "running",
+        )
 
 
 class Screen:
@@ -82,7 +88,7 @@ class Screen:
         self.add(status.name)
         row = self._rows[status.name]
         elapsed_s = time.monotonic() - row.since_s
-        if row.status is None or status.state in ("starting", "stopping"):
+        if row.status is None or status.state in ("starting", "stopping", "running"):
             row.since_s = time.monotonic()
         row.status = status
         took = f"after {elapsed_s:.1f} s" if status.state == "ready" else ""
@@ -90,10 +96,10 @@ class Screen:
         if self._live is None or status.state in ("restarting", "gave up"):
             self.note(f"{status.name}: {status.state}{f' ({detail})' if detail else ''}")
 
-    def logs(self, name: str) -> Callable[[list[str]], None]:
-        """A sink for one process's lines."""
+    def logs(self, name: str, from_the_start: bool = False) -> Callable[[list[str]], None]:
+        """A sink for one process's lines; `from_the_start`: shown while others are still starting, too."""
         self.add(name)
-        return lambda lines: self._forward(name, lines)
+        return lambda lines: self._forward(name, lines, from_the_start)
 
     def note(self, text: str, style: str = "bold") -> None:
         """The stack's own word."""
@@ -114,10 +120,10 @@ class Screen:
                 last = f", last line: {row.last_line[:160]}" if row.last_line else ""
                 self.note(f"{name}: {row.status.state}, {time.monotonic() - row.since_s:.0f} s{last}")
 
-    def _forward(self, name: str, lines: list[str]) -> None:
+    def _forward(self, name: str, lines: list[str], from_the_start: bool) -> None:
         row = self._rows[name]
         row.last_line = lines[-1]
-        if self._logs == "none" or (self._logs == "auto" and self._progress):
+        if self._logs == "none" or (self._logs == "auto" and self._progress and not from_the_start):
             return
         prefix = f"{name:9} | "
         if self._live is not None:

@@ -5,15 +5,12 @@ Apart from supervisor.py (one process) and plan.py (no process at all).
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
-
-import yaml
+from typing import Any
 
 from stack import plan, ports
 from stack.console import Screen
@@ -21,18 +18,15 @@ from stack.errors import StackError
 from stack.logs import LogFile, ProcessLog
 from stack.plan import Place, ServedEngine
 from stack.process import Child, Spec, describe_exit
+from stack.rundir import locked, write_config
 from stack.settings import StackFile, fill
 from stack.supervisor import Status, Supervisor
-
-T = TypeVar("T")
+from stack.waiting import Stopped, abandon, unless_failed, unless_stopped
 
 EXIT_STOPPED = 0
 EXIT_KILLED = 130
+SLOW_S = 1.0
 SECOND_SIGNAL_AFTER_S = 0.5  # nearer ones are one: make forwards what the terminal sent already
-
-
-class Stopped(Exception):
-    """Asked to stop while still starting."""
 
 
 class Stack:
@@ -67,7 +61,7 @@ class Stack:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup means it
                 loop.add_signal_handler(number, self._on_signal, number)
-        with _lock(self._place.run):
+        with locked(self._place.run):
             async with self._progress():
                 try:
                     await self._start()
@@ -83,13 +77,13 @@ class Stack:
         on_ports = plan.choose_ports(engines, self._address)
         plan.require_free_ports(engines, self._address, on_ports)
         config = plan.gateway_config(self._file, engines, self._address, on_ports, self._key)
-        config_path = self._write_config(config)
+        config_path = write_config(self._place.run, config)
         checked = asyncio.create_task(self._check_gateway(config_path))
         try:
-            await _unless_failed(checked, self._start_engines(engines, on_ports))
-            await self._or_stopped(checked)
+            await unless_failed(checked, self._start_engines(engines, on_ports))
+            await unless_stopped(self._stop, checked)
         finally:
-            await _abandon(checked)
+            await abandon(checked)
         await self._until_ready(self._engines)
         self._gateway = self._supervise(plan.gateway_spec(config_path, self._place, self._address, self._environ))
         await self._until_ready([self._gateway])
@@ -97,9 +91,9 @@ class Stack:
         self._announce(config)
 
     async def _start_engines(self, engines: list[ServedEngine], on_ports: dict[str, list[int]]) -> None:
+        self._screen.start_progress()
         await self._set_up(engines)
         checkpoints = {engine.name: await self._fetch(engine) for engine in engines if engine.needs_fetch}
-        self._screen.start_progress()
         for engine in engines:
             checkpoint = checkpoints.get(engine.name)
             for spec in plan.replica_specs(engine, self._place, on_ports[engine.name], self._environ, checkpoint):
@@ -132,28 +126,37 @@ class Stack:
     async def _helper(self, name: str, command: tuple[str, ...], show: bool) -> list[str]:
         """Run a short-lived program to its end; its last lines, or StackError with them."""
         environ = {key: text for key, text in self._environ.items() if key != plan.API_KEY_VARIABLE}
-        log = self._log(name, forward=show)
+        log = self._log(name, self._screen.logs(name, from_the_start=True) if show else lambda _: None)
         child = Child(Spec(name=name, command=command, env=environ, cwd=self._place.root, grace_s=5), log)
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        # A set-up that has nothing to do is not worth a word.
+        told = loop.call_later(SLOW_S, self._screen.tell, Status(name, "running")) if show else None
         await child.start()
         self._helpers.add(child)
         try:
-            code = await self._or_stopped(child.wait())
+            code = await unless_stopped(self._stop, child.wait())
         finally:
+            if told:
+                told.cancel()
             await child.stop()
             self._helpers.discard(child)
             log.file.close()
         if code:
             raise StackError(f"{name} failed, {describe_exit(code)}:\n{_indent(log.tail)}")
+        if told and loop.time() - began_s > SLOW_S:
+            self._screen.tell(Status(name, "done", f"after {loop.time() - began_s:.0f} s"))
         return list(log.tail)
 
     def _supervise(self, spec: Spec) -> Supervisor:
-        supervisor = Supervisor(spec, self._file.restart, self._log(spec.name), self._tell)
+        log = self._log(spec.name, self._screen.logs(spec.name))
+        supervisor = Supervisor(spec, self._file.restart, log, self._tell)
         self._tasks[supervisor] = asyncio.create_task(supervisor.run(), name=spec.name)
         return supervisor
 
-    def _log(self, name: str, forward: bool = True) -> ProcessLog:
+    def _log(self, name: str, forward: Callable[[list[str]], None]) -> ProcessLog:
         file = LogFile(self._place.logs / f"{name}.log", lambda text: self._screen.note(text, "yellow"))
-        return ProcessLog(file, self._screen.logs(name) if forward else lambda _: None)
+        return ProcessLog(file, forward)
 
     def _tell(self, status: Status) -> None:
         self._screen.tell(status)
@@ -164,7 +167,7 @@ class Stack:
     async def _until_ready(self, supervisors: list[Supervisor]) -> None:
         waits = [asyncio.create_task(_ready_or_given_up(one)) for one in supervisors]
         try:
-            await self._or_stopped(asyncio.gather(*waits))
+            await unless_stopped(self._stop, asyncio.gather(*waits))
         finally:
             for wait in waits:
                 wait.cancel()
@@ -182,19 +185,6 @@ class Stack:
         if not self._stop.is_set():
             gone = [one for one in (self._gateway, *self._engines) if one.gave_up.is_set()]
             raise StackError("; ".join(f"{one.spec.name} gave up: {one.reason}" for one in gone))
-
-    async def _or_stopped(self, work: Awaitable[T]) -> T:
-        """The result of `work`, or Stopped as soon as somebody asks to stop."""
-        task = asyncio.ensure_future(work)
-        stop = asyncio.create_task(self._stop.wait())
-        try:
-            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise Stopped
-            return task.result()
-        finally:
-            stop.cancel()
-            await _abandon(task)
 
     async def _shut_down(self) -> None:
         """The gateway drains first, so that no request loses its engine; then the engines, all at once."""
@@ -229,17 +219,6 @@ class Stack:
         elif number == signal.SIGINT and now_s - self._first_signal_s >= SECOND_SIGNAL_AFTER_S:
             self._kill.set()
 
-    def _write_config(self, config: dict[str, Any]) -> Path:
-        path = self._place.run / "gateway.yaml"
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(fd, "w", encoding="utf-8") as file:
-                file.write("# Written by `penstock up` at every start.\n")
-                yaml.safe_dump(config, file, sort_keys=False, allow_unicode=True)
-        except OSError as error:
-            raise StackError(f"cannot write {path}: {error.strerror}") from error
-        return path
-
     def _announce(self, config: dict[str, Any]) -> None:
         host, port = self._address
         base = ports.url(ports.reachable(host), port)
@@ -269,26 +248,6 @@ class Stack:
             self._screen.end_progress()
 
 
-async def _unless_failed(other: asyncio.Task[None], work: Awaitable[None]) -> None:
-    """Wait for `work`, but no longer than until `other` fails; then that is raised."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.wait({task, other}, return_when=asyncio.FIRST_COMPLETED)
-        if other.done():
-            other.result()
-        await task
-    finally:
-        await _abandon(task)
-
-
-async def _abandon(task: asyncio.Future[Any]) -> None:
-    """Cancel what is still going on and see it end; what it would have raised no longer matters."""
-    task.cancel()
-    await asyncio.wait({task})
-    if not task.cancelled():
-        task.exception()
-
-
 async def _ready_or_given_up(supervisor: Supervisor) -> None:
     ready = asyncio.create_task(supervisor.ready.wait())
     gave_up = asyncio.create_task(supervisor.gave_up.wait())
@@ -306,32 +265,6 @@ async def _ready_or_given_up(supervisor: Supervisor) -> None:
 async def _all_gave_up(supervisors: list[Supervisor]) -> None:
     for one in supervisors:
         await one.gave_up.wait()
-
-
-@contextlib.contextmanager
-def _lock(run_folder: Path) -> Iterator[None]:
-    """One stack for one run folder; raises StackError when another holds it."""
-    path = run_folder / "lock"
-    try:
-        run_folder.mkdir(parents=True, exist_ok=True)
-        file: TextIO = path.open("a+")
-    except OSError as error:
-        raise StackError(
-            f"cannot use {run_folder} as the run folder: {error.strerror}; choose one: --run-dir"
-        ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise StackError(
-                f"this stack runs already (pid {file.read().strip() or 'unknown'}); stop that first, "
-                "or give this one another --run-dir and port"
-            ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
 
 
 def _indent(lines: Iterable[str]) -> str:

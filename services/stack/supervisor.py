@@ -14,7 +14,7 @@ from stack.probe import http_status
 from stack.process import Child, Spec, describe_exit
 from stack.settings import Restart
 
-State = Literal["waiting", "starting", "ready", "restarting", "stopping", "stopped", "gave up"]
+State = Literal["waiting", "starting", "ready", "restarting", "stopping", "stopped", "gave up", "running", "done"]
 POLL_S = 0.2
 
 

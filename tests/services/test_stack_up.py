@@ -14,6 +14,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+
 from stack_under_test import ROOT, ask, stack_of, write_stack
 
 
@@ -180,6 +181,24 @@ def test_a_set_up_that_fails_is_told_with_what_it_said(tmp_path: Path, port: int
         assert stack.exit_code() == 1
         assert "setup-fake failed, exit code 4:\n    no space" in stack.output
         assert "fake: starting" not in stack.output
+
+
+def test_a_long_set_up_is_seen_at_work_and_a_quick_one_is_not_mentioned(tmp_path: Path, port: int) -> None:
+    path = write_stack(tmp_path, port)
+    with (tmp_path / "profile.yaml").open("a") as profile:
+        profile.write(
+            'setup: [sh, -c, \'test -e "$0/done" || { echo step one; sleep 2; touch "$0/done"; }\', "{checkpoint}"]\n'
+        )
+    with stack_of(tmp_path, str(path)) as stack:
+        stack.wait_for("fake: starting")
+        assert "setup-fake | step one" in stack.output
+        assert "setup-fake: running" in stack.output
+        assert "setup-fake: done (after " in stack.output
+        stack.signal(signal.SIGTERM)
+        assert stack.exit_code() == 0
+    with stack_of(tmp_path, str(path)) as again:
+        again.wait_for("fake: starting")
+        assert "setup-fake" not in again.output
 
 
 def test_a_stop_while_an_engine_is_starting_leaves_nothing(tmp_path: Path, port: int) -> None:
