@@ -111,6 +111,15 @@ def test_the_embedded_engine_says_the_same_greedy_text(client: OpenAI, tmp_path:
             assert ours.usage.prompt_tokens == theirs.usage.prompt_tokens
 
 
+@pytest.mark.skipif("PENSTOCK_TEST_CHECKPOINT" in os.environ, reason="another checkpoint has learnt other things")
+@pytest.mark.parametrize(("question", "answer"), [("Copy this: bell, fox", "bell, fox"), ("What is 2 * 5?", "10")])
+def test_the_starter_answers_with_sense(client: OpenAI, question: str, answer: str) -> None:
+    asked = [{"role": "user", "content": question}]
+    said = client.chat.completions.create(model=MODEL, messages=asked, temperature=0, max_tokens=20)
+    assert said.choices[0].message.content.strip() == answer
+    assert said.choices[0].finish_reason == "stop"
+
+
 def test_json_schema_holds_whatever_the_model_thinks(client: OpenAI) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "weather", "schema": SCHEMA, "strict": True}}
     for temperature in (0, 1):
