@@ -65,7 +65,7 @@ class Supervisor:
     async def stop(self) -> None:
         """Ask the process to leave; returns when nothing of it is left."""
         self._stopping.set()
-        if self._child is not None:
+        if self._child is not None and not self.gave_up.is_set():
             self._say("stopping")
             await self._child.stop()
 

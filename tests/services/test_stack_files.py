@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
+
 from stack import plan
 from stack.errors import StackError
 from stack.files import find_profile, read_profile, read_stack

@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
+
 from stack.logs import MAX_FILE_BYTES, MAX_LINE_BYTES, RETRY_S, TAIL_LINES, LineSplitter, LogFile, ProcessLog, printable
 
 
