@@ -34,7 +34,7 @@ Every key, with its default and unit: `penstock gateway schema`, docs/gateway.md
 
 
 class Server(uvicorn.Server):
-    """uvicorn, but: SIGTERM first turns /ready to 503, and a clean stop exits with 0."""
+    """uvicorn, but: SIGTERM first turns /ready to 503, and every stop is clean and exits with 0."""
 
     def __init__(self, config: uvicorn.Config, app: App) -> None:
         super().__init__(config)
@@ -44,6 +44,13 @@ class Server(uvicorn.Server):
         self._app.service.is_draining = True
         super().handle_exit(sig, frame)
         self._captured_signals.clear()  # do not raise the signal again once drained
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:  # a second Ctrl-C: uvicorn would leave the rest to the interpreter
+            for task in self.server_state.tasks:
+                task.cancel()
+            await self.lifespan.shutdown()
 
 
 def main(argv: list[str] | None = None) -> int:
