@@ -80,6 +80,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         default="f32",
         help="arithmetic; f32 equals other engines' greedy",
     )
+    add("--threads", type=_whole(1, 1024), help="threads that compute; the library's choice if left out")
     add("--no-prefix-caching", action="store_true", help="do not keep the KV cache of earlier prompts")
     add("--draft", type=Path, help="small model of the same vocabulary for speculative decoding")
     add("--draft-tokens", type=_whole(1, 16), default=4, help="tokens the draft proposes at a time")
@@ -117,6 +118,7 @@ def _serve_options(options: argparse.Namespace) -> ServeOptions:
             precision=options.precision,
             kv_cache_gb=options.kv_cache_gb,
             kv_blocks=options.kv_blocks,
+            threads=options.threads,
             max_num_seqs=options.max_num_seqs,
             max_batched_tokens=options.max_batched_tokens,
             prefix_caching=not options.no_prefix_caching,

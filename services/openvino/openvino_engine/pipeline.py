@@ -17,6 +17,7 @@ class PipelineOptions:
     precision: str = "f32"
     kv_cache_gb: int = 1
     kv_blocks: int | None = None
+    threads: int | None = None
     max_num_seqs: int = 256
     max_batched_tokens: int = 512
     prefix_caching: bool = True
@@ -35,6 +36,8 @@ def pipeline_opener(model_path: Path, tokenizer: Any, options: PipelineOptions) 
 
     def open_pipeline() -> Any:
         properties = precision_properties(options.precision)
+        if options.threads is not None:
+            properties["INFERENCE_NUM_THREADS"] = options.threads
         if options.draft is not None:
             properties["draft_model"] = openvino_genai.draft_model(
                 str(options.draft), "CPU", **precision_properties(options.precision)
