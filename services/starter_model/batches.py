@@ -4,6 +4,7 @@ The batch of a step depends on (seed, stage, step) only, so an interrupted train
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 
 import numpy as np
 import numpy.typing as npt
@@ -45,27 +46,36 @@ class Batches:
         shuffled = list(pieces)
         dice("prose", seed).shuffle(shuffled)
         self._prose = encode_prose(tokenizer, shuffled)
+        self._end = token_id(tokenizer, chat.END_OF_TEXT)
 
-    def batch(self, stage: str, step: int, mix: Mapping[str, float], rows: int, length: int) -> tuple[Ids, Weights]:
-        """(ids_BL, weights_BL) with L = length + 1; weights[:, 0] is never used."""
+    def batch(
+        self, stage: str, step: int, mix: Mapping[str, float], rows: int, length: int
+    ) -> tuple[Ids, Weights, Ids]:
+        """(ids_BL, weights_BL, documents_BL) with L = length + 1; the first weight of a row is never used."""
         rng = dice("batch", self._seed, stage, step)
         stream = corpus.training_stream(rng, mix)
         ids_BL = np.empty((rows, length + 1), dtype=np.int64)
+        documents_BL = np.zeros_like(ids_BL)
         weights_BL = np.full((rows, length + 1), PROSE_WEIGHT, dtype=np.float32)
         for row in range(rows):
             if rng.random() < PROSE_SHARE:
                 start = rng.randrange(len(self._prose) - length - 1)
                 ids_BL[row] = self._prose[start : start + length + 1]
+                documents_BL[row, 1:] = np.cumsum(ids_BL[row, :-1] == self._end)
             else:
-                ids_BL[row], weights_BL[row] = self._packed(stream, length + 1)
-        return ids_BL, weights_BL
+                ids_BL[row], weights_BL[row], documents_BL[row] = self._packed(stream, length + 1)
+        return ids_BL, weights_BL, documents_BL
 
-    def _packed(self, stream: Iterator[Example], size: int) -> tuple[list[int], list[float]]:
+    def _packed(self, stream: Iterator[Example], size: int) -> tuple[list[int], list[float], list[int]]:
         """Whole examples one after another; only the last is cut. A row starts where an example starts."""
         ids: list[int] = []
         weights: list[float] = []
-        while len(ids) < size:
+        documents: list[int] = []
+        for document in count():
+            if len(ids) >= size:
+                break
             more, weight = encode_example(self._tokenizer, next(stream))
             ids += more
             weights += weight
-        return ids[:size], weights[:size]
+            documents += [document] * len(more)
+        return ids[:size], weights[:size], documents[:size]

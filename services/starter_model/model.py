@@ -73,7 +73,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(s.head_dim, s.rms_norm_eps)
         self.k_norm = RMSNorm(s.head_dim, s.rms_norm_eps)
 
-    def forward(self, x_BLD: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
+    def forward(self, x_BLD: Tensor, cos_LE: Tensor, sin_LE: Tensor, mask_B1LL: Tensor | None = None) -> Tensor:
         s, (batch, length, _) = self.shape, x_BLD.shape
         q_BHLE = self.q_norm(self.q_proj(x_BLD).view(batch, length, -1, s.head_dim)).transpose(1, 2)
         k_BKLE = self.k_norm(self.k_proj(x_BLD).view(batch, length, -1, s.head_dim)).transpose(1, 2)
@@ -81,7 +81,9 @@ class Attention(nn.Module):
         q_BHLE, k_BKLE = rotate(q_BHLE, cos_LE, sin_LE), rotate(k_BKLE, cos_LE, sin_LE)
         groups = s.num_attention_heads // s.num_key_value_heads
         k_BHLE, v_BHLE = k_BKLE.repeat_interleave(groups, dim=1), v_BKLE.repeat_interleave(groups, dim=1)
-        y_BHLE = F.scaled_dot_product_attention(q_BHLE, k_BHLE, v_BHLE, is_causal=True)
+        y_BHLE = F.scaled_dot_product_attention(
+            q_BHLE, k_BHLE, v_BHLE, attn_mask=mask_B1LL, is_causal=mask_B1LL is None
+        )
         out: Tensor = self.o_proj(y_BHLE.transpose(1, 2).reshape(batch, length, -1))
         return out
 
@@ -106,8 +108,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(s.hidden_size, s.rms_norm_eps)
         self.mlp = MLP(s)
 
-    def forward(self, x_BLD: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
-        x_BLD = x_BLD + self.self_attn(self.input_layernorm(x_BLD), cos_LE, sin_LE)
+    def forward(self, x_BLD: Tensor, cos_LE: Tensor, sin_LE: Tensor, mask_B1LL: Tensor | None = None) -> Tensor:
+        x_BLD = x_BLD + self.self_attn(self.input_layernorm(x_BLD), cos_LE, sin_LE, mask_B1LL)
         out: Tensor = x_BLD + self.mlp(self.post_attention_layernorm(x_BLD))
         return out
 
@@ -128,14 +130,20 @@ class Qwen3(nn.Module):
         self.shape = shape
         self.model = Decoder(shape)
 
-    def forward(self, ids_BL: Tensor) -> Tensor:
-        """logits_BLV for ids_BL, each row causal and alone."""
+    def forward(self, ids_BL: Tensor, mask_B1LL: Tensor | None = None) -> Tensor:
+        """logits_BLV for ids_BL, each row alone. Causal, or where a boolean mask is given, what it allows."""
         x_BLD = self.model.embed_tokens(ids_BL)
         cos_LE, sin_LE = rotary_tables(self.shape, ids_BL.shape[1], ids_BL.device)
         cos_LE, sin_LE = cos_LE.to(x_BLD.dtype), sin_LE.to(x_BLD.dtype)
         for block in self.model.layers:
-            x_BLD = block(x_BLD, cos_LE, sin_LE)
+            x_BLD = block(x_BLD, cos_LE, sin_LE, mask_B1LL)
         return F.linear(self.model.norm(x_BLD), self.model.embed_tokens.weight)
+
+
+def documents_mask(documents_BL: Tensor) -> Tensor:
+    """mask_B1LL that is causal and keeps the documents of a packed row apart, as they are when served."""
+    same_BLL = documents_BL[:, :, None] == documents_BL[:, None, :]
+    return same_BLL.tril()[:, None]
 
 
 def initialise(model: Qwen3, seed: int, twins: list[tuple[int, int]]) -> None:

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from . import corpus, prose
 from .batches import Batches, Ids
-from .model import Qwen3, initialise
+from .model import Qwen3, documents_mask, initialise
 from .optimizer import make_optimizers
 from .recipe import Recipe, Stage
 from .tokenizer import twins
 
 SAVE_EVERY = 100
 CLIP_NORM = 1.0
-LossFunction = Callable[[Tensor, Tensor], Tensor]
+LossFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 class Progress(Protocol):
@@ -118,21 +118,19 @@ class Run:
     ) -> None:
         while self.state.step < stage.steps and not stop():
             step = self.state.step
-            ids_BL, weights_BL = batches.batch(
+            ids_BL, weights_BL, documents_BL = batches.batch(
                 stage.name, step, corpus.weights(stage.boosts(step)), stage.rows, stage.length
             )
-            loss = self._update(loss_of_batch, torch.from_numpy(ids_BL), torch.from_numpy(weights_BL), stage, step)
-            self._account(ids_BL, loss)
+            mask = documents_mask(torch.from_numpy(documents_BL[:, :-1])) if stage.apart else None
+            loss = loss_of_batch(torch.from_numpy(ids_BL), torch.from_numpy(weights_BL), mask)
+            self._update(loss, stage.rate(step))
+            self._account(ids_BL, float(loss.item()))
             if self.state.step % SAVE_EVERY == 0:
                 clock.read(self.state)
                 self.save()
             progress.update(self.steps_done, self.state.loss, clock.rate(ids_BL.size))
 
-    def _update(
-        self, loss_of_batch: LossFunction, ids_BL: Tensor, weights_BL: Tensor, stage: Stage, step: int
-    ) -> float:
-        rate = stage.rate(step)
-        loss = loss_of_batch(ids_BL, weights_BL)
+    def _update(self, loss: Tensor, rate: float) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
         for optimizer in self.optimizers:
@@ -140,7 +138,6 @@ class Run:
                 group["lr"] = rate * group["peak_lr"]
             optimizer.step()
             optimizer.zero_grad()
-        return float(loss.item())
 
     def _account(self, ids_BL: Ids, loss: float) -> None:
         """Only whole steps count: state moves on after the weights did."""
@@ -171,9 +168,9 @@ class _Clock:
 def loss_of(model: Qwen3) -> LossFunction:
     """Weighted mean cross-entropy in nats; activations in bf16, weights and softmax in float32."""
 
-    def loss(ids_BL: Tensor, weights_BL: Tensor) -> Tensor:
+    def loss(ids_BL: Tensor, weights_BL: Tensor, mask_B1LL: Tensor | None) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            logits_BLV = model(ids_BL[:, :-1])
+            logits_BLV = model(ids_BL[:, :-1], mask_B1LL)
         nats = F.cross_entropy(logits_BLV.float().flatten(0, 1), ids_BL[:, 1:].flatten(), reduction="none")
         weights = weights_BL[:, 1:].flatten()
         return (nats * weights).sum() / weights.sum()

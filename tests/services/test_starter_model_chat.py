@@ -124,9 +124,11 @@ def test_a_batch_depends_on_its_step_alone(tok: Any) -> None:
     pieces = [f"Piece {i} of the documentation is this one." for i in range(100)]
     one, other = batches.Batches(tok, 3, pieces), batches.Batches(tok, 3, pieces)
     one.batch("s", 0, mix, 4, 128)
-    ids, weights = one.batch("s", 1, mix, 4, 128)
-    again, again_weights = other.batch("s", 1, mix, 4, 128)
-    assert ids.shape == weights.shape == (4, 129)
+    ids, weights, documents = one.batch("s", 1, mix, 4, 128)
+    again, again_weights, _ = other.batch("s", 1, mix, 4, 128)
+    assert ids.shape == weights.shape == documents.shape == (4, 129)
+    assert (documents[:, 0] == 0).all()
+    assert set((documents[:, 1:] - documents[:, :-1]).flatten()) == {0, 1}
     assert (ids == again).all()
     assert (weights == again_weights).all()
     assert (ids != one.batch("s", 2, mix, 4, 128)[0]).any()

@@ -74,6 +74,15 @@ def test_a_token_never_sees_what_comes_after_it() -> None:
     assert not torch.equal(before[25:], after[25:])
 
 
+def test_documents_packed_apart_are_as_if_alone() -> None:
+    made, ids = fresh(), torch.arange(30)[None]
+    documents = torch.tensor([[0] * 11 + [1] * 4 + [2] * 15])
+    with torch.no_grad():
+        packed = made(ids, model.documents_mask(documents))[0]
+        for start, stop in ((0, 11), (11, 15), (15, 30)):
+            torch.testing.assert_close(packed[start:stop], made(ids[:, start:stop])[0], atol=1e-5, rtol=1e-4)
+
+
 def test_newton_schulz_keeps_singular_vectors_and_pushes_values_to_one() -> None:
     g = torch.randn(3, 64, 24, generator=torch.Generator().manual_seed(3))
     for wide in (g, g.transpose(1, 2)):
