@@ -6,15 +6,16 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from openvino_engine.errors import ApiError
 from openvino_engine.fields import Fields
+from openvino_engine.gguf_tokenizer import PRE_TOKENIZERS, TokenizerError
 from openvino_engine.json_grammar import compact_grammar
 from openvino_engine.messages import read_messages
 from openvino_engine.sequence import Sequence, StopRules
 from openvino_engine.template import ChatTemplate
-from openvino_engine.text import FastTokenizer
+from openvino_engine.text import FastTokenizer, tokenizer_from_gguf
 from openvino_engine.tool_parser import ToolParser
 from openvino_engine.tools import detect_frame
 
@@ -136,6 +137,33 @@ def test_sentencepiece_tokens_become_spaces_and_bytes() -> None:
     fast = FastTokenizer(tokenizer, 8)
     sequence = Sequence(fast, StopRules(eos=frozenset({5})))
     assert sequence.feed([0, 1, 2, 3, 4, 5], [0.0] * 6).text == "Hello world你"
+
+
+@pytest.mark.parametrize("pre", ["gpt-2", "qwen2", "llama-bpe"])
+def test_a_tokenizer_rebuilt_from_gguf_metadata_encodes_like_the_original(pre: str) -> None:
+    original = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(PRE_TOKENIZERS[pre]), behavior="isolated")
+    bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    original.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_of])
+    original.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    text = "It's 12345 o'clock, DON'T panic: das Öl 你好世界\n\n  def f(x):\n\treturn x**2   "
+    original.train_from_iterator([text] * 20, trainer)
+    original.add_special_tokens(["<|end|>"])
+    content = json.loads(original.to_str())
+    tokens = [token for token, _ in sorted(original.get_vocab().items(), key=lambda pair: pair[1])]
+    merges = [" ".join(pair) for pair in content["model"]["merges"]]
+    rebuilt = tokenizer_from_gguf(tokens, merges, [1] * (len(tokens) - 1) + [3], pre)
+    for sample in (text, f"a<|end|>b {text}"):
+        assert rebuilt.encode(sample).ids == original.encode(sample).ids
+        assert FastTokenizer(rebuilt, 500).pieces == FastTokenizer(original, 500).pieces
+
+
+def test_an_unknown_pre_tokenizer_is_refused_with_the_way_out() -> None:
+    with pytest.raises(TokenizerError, match=r"put the model's tokenizer\.json beside"):
+        tokenizer_from_gguf(["a"], [], [1], "deepseek-llm")
 
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "}\\n</tool_call> \\" {"}}\n</tool_call>'
