@@ -58,7 +58,7 @@ class Exchange:
     )
 
     def __init__(
-        self, connection: Connection, path: bytes, headers: dict[bytes, bytes], *, keep_alive: bool, is_http10: bool
+        self, connection: Connection, path: bytes, headers: dict[bytes, bytes], keep_alive: bool, is_http10: bool
     ) -> None:
         self._connection = connection
         self._is_chunked = not is_http10

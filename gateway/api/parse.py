@@ -5,6 +5,7 @@ type and range. The client's bytes are what goes upstream.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -31,11 +32,12 @@ class Parser:
 
     endpoint: Endpoint
     depth_limit: int
-    decoders: dict[str, msgspec.json.Decoder[Any]] = field(init=False)
+    decoders: dict[str, Callable[[msgspec.Raw], Any]] = field(init=False)
     required: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.decoders = {name: msgspec.json.Decoder(type_) for name, type_ in FIELD_TYPES[self.endpoint].items()}
+        types = FIELD_TYPES[self.endpoint]
+        self.decoders = {name: msgspec.json.Decoder(type_).decode for name, type_ in types.items()}
         self.required = REQUIRED[self.endpoint]
 
     def parse(self, body: bytes, request_id: str, received_s: float) -> Call:
@@ -81,16 +83,19 @@ class Parser:
 
     def _check(self, fields: dict[str, msgspec.Raw]) -> dict[str, Any]:
         values: dict[str, Any] = {}
-        for name, raw in fields.items():
-            decoder = self.decoders.get(name)
-            if decoder is None:
-                raise InvalidRequest(f"Unknown field: {name[:128]!r}.", param=name[:128], code="unknown_parameter")
-            try:
-                values[name] = decoder.decode(raw)
-            except msgspec.ValidationError as error:
-                raise InvalidRequest(f"Invalid {name!r}: {_reason(error)}.", param=name, code="invalid_value") from None
-            except msgspec.DecodeError as error:
-                raise InvalidRequest(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
+        decoders = self.decoders
+        name = ""
+        try:
+            for name, raw in fields.items():
+                values[name] = decoders[name](raw)
+        except KeyError:
+            raise InvalidRequest(
+                f"Unknown field: {name[:128]!r}.", param=name[:128], code="unknown_parameter"
+            ) from None
+        except msgspec.ValidationError as error:
+            raise InvalidRequest(f"Invalid {name!r}: {_reason(error)}.", param=name, code="invalid_value") from None
+        except msgspec.DecodeError as error:
+            raise InvalidRequest(f"The request body is not valid JSON: {error}.", code="invalid_json") from None
         for name in self.required:
             if name not in values:
                 raise InvalidRequest(

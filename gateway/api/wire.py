@@ -186,7 +186,9 @@ class WireProtocol(HttpToolsProtocol):
         self.expires_s = self.loop.time() + self.wire.receive_timeout_s
         self.url = b""
         self.headers = []
-        self.expect_100_continue = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         if self.is_refused or self.parser.should_upgrade():
@@ -204,10 +206,11 @@ class WireProtocol(HttpToolsProtocol):
 
     def _open_cycle(self) -> None:
         """Hand the request to the framework: uvicorn makes its ASGI scope first, then takes the head."""
-        url, headers, expects_100 = self.url, self.headers, self.expect_100_continue
+        url, headers = self.url, self.headers
         super().on_message_begin()
-        self.url, self.expect_100_continue = url, expects_100
-        self.headers.extend(headers)
+        self.url = url
+        for name, value in headers:
+            super().on_header(name, value)
         super().on_headers_complete()
         self.is_cold = True
 
@@ -218,11 +221,10 @@ class WireProtocol(HttpToolsProtocol):
         is_http10 = self.parser.get_http_version() == "1.0"
         headers = dict(self.headers)
         exchange = self.wire.exchange_type(
-            self, path, headers, keep_alive=not is_http10 and self.parser.should_keep_alive(), is_http10=is_http10
+            self, path, headers, not is_http10 and self.parser.should_keep_alive(), is_http10
         )
         previous: Any = self.cycle
-        self.cycle = exchange  # type: ignore[assignment]
-        self.exchange = exchange
+        self.cycle = self.exchange = exchange  # type: ignore[assignment]
         if previous is None or previous.response_complete:
             exchange.is_turn = True
         else:
@@ -233,7 +235,12 @@ class WireProtocol(HttpToolsProtocol):
             self.refuse(self._too_large())
         elif b"content-encoding" in headers and headers[b"content-encoding"].strip().lower() != b"identity":
             self.refuse(UnsupportedEncoding("Compressed request bodies are not accepted; send plain JSON."))
-        elif self.expect_100_continue and exchange.is_turn and not is_http10:
+        elif b"expect" in headers and exchange.is_turn:
+            self._invite(exchange)
+
+    def _invite(self, exchange: Exchange) -> None:
+        """A client that asks first whether it may send its body."""
+        if exchange.headers.get(b"expect", b"").lower() == b"100-continue" and not exchange.is_http10:
             self.transport.write(CONTINUE)
 
     def on_body(self, body: bytes) -> None:
@@ -272,8 +279,8 @@ class WireProtocol(HttpToolsProtocol):
         cycle.is_turn = True
         if not cycle.more_body:
             self._run(cycle)
-        elif self.expect_100_continue and not cycle.is_http10:
-            self.transport.write(CONTINUE)
+        else:
+            self._invite(cycle)
 
     def _run(self, exchange: Exchange) -> None:
         task = self.loop.create_task(self.wire.hot_routes[exchange.path](exchange))

@@ -237,15 +237,13 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if len(self.headers) >= HEADERS_LIMIT:
             raise ValueError("too many headers")
-        name = name.lower()
-        if name in (b"content-length", b"transfer-encoding"):
-            self._has_length = True
-        self.headers[name] = value
+        self.headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
         if status >= 200 and not self.is_complete:
             self.status = status
+            self._has_length = b"content-length" in self.headers or b"transfer-encoding" in self.headers
             self._keeps_alive = self._parser.should_keep_alive()  # later the parser has forgotten
 
     def on_body(self, body: bytes) -> None:

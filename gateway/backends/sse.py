@@ -81,11 +81,13 @@ class StreamReader:
 
     def feed(self, data: bytes, at_s: float) -> Chunk | None:
         """The complete events in what arrived at `at_s`, or None while the next one is incomplete."""
+        searched = 0
         if self._tail:
+            searched = max(len(self._tail) - 3, 0)  # a boundary has four bytes at most
             data = self._tail + data
             self._tail = b""
         if not data.endswith(b"\n\n"):
-            data, self._tail = _cut(data)
+            data, self._tail = _cut(data, searched)
             if len(self._tail) > EVENT_LIMIT_BYTES:
                 raise UpstreamError("The engine sent an event larger than the gateway holds.")
             if not data:
@@ -132,7 +134,9 @@ class StreamReader:
                 kept = events[:index]
             elif keep and kept is not None:
                 kept.append(event)
-            if chunk.error is not None:
+            if self.is_done and kept is None and any(events[index + 1 :]):
+                kept = events[: index + 1]  # whatever follows [DONE] is not part of the answer
+            if self.is_done or chunk.error is not None:
                 break
         if kept is not None:
             chunk.data = b"".join([event + b"\n\n" for event in kept if event])
@@ -160,8 +164,9 @@ class StreamReader:
         return not (self._drop_usage and event.usage is not None and not event.choices)
 
 
-def _cut(data: bytes) -> tuple[bytes, bytes]:
-    end = max((match.end() for match in _BOUNDARY.finditer(data)), default=0)
+def _cut(data: bytes, searched: int) -> tuple[bytes, bytes]:
+    """What is complete, and the rest; no boundary begins before `searched`."""
+    end = max((match.end() for match in _BOUNDARY.finditer(data, searched)), default=0)
     return data[:end], data[end:]
 
 

@@ -29,50 +29,24 @@ class Usage(msgspec.Struct, gc=False):
     completion_tokens: int | None = 0
 
 
-class Call:
+class Call(msgspec.Struct, gc=False, eq=False):
     """One request: parsed just enough to route it, otherwise as it came.
 
     `fields` maps each top-level key to its raw JSON; `body` is the client's bytes. Times are
     `time.monotonic()` seconds; `deadline_s` is set once, at admission.
     """
 
-    __slots__ = (
-        "body",
-        "deadline_s",
-        "endpoint",
-        "fields",
-        "key_name",
-        "model",
-        "received_s",
-        "request_id",
-        "stream",
-        "traceparent",
-        "wants_usage",
-    )
-
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        model: str,
-        body: bytes,
-        fields: dict[str, msgspec.Raw],
-        *,
-        stream: bool,
-        wants_usage: bool,
-        request_id: str,
-        received_s: float,
-    ) -> None:
-        self.endpoint = endpoint
-        self.model = model
-        self.body = body
-        self.fields = fields
-        self.stream = stream
-        self.wants_usage = wants_usage
-        self.request_id = request_id
-        self.received_s = received_s
-        self.deadline_s = float("inf")
-        self.key_name: str | None = None
-        self.traceparent: str | None = None
+    endpoint: Endpoint
+    model: str
+    body: bytes
+    fields: dict[str, msgspec.Raw]
+    stream: bool = False
+    wants_usage: bool = False
+    request_id: str = ""
+    received_s: float = 0.0
+    deadline_s: float = float("inf")
+    key_name: str | None = None
+    traceparent: str | None = None
 
 
 class Reply(msgspec.Struct, gc=False):

@@ -16,46 +16,25 @@ if TYPE_CHECKING:
     from gateway.telemetry.tracing import Tracer
 
 
-class Record:
+class Record(msgspec.Struct, gc=False, eq=False):
     """Times are `time.monotonic()` seconds. `contents` counts content events relayed."""
 
-    __slots__ = (
-        "attempt_span",
-        "attempts",
-        "call",
-        "contents",
-        "engine",
-        "error_code",
-        "finish_reason",
-        "first_s",
-        "last_s",
-        "outcome",
-        "queue_s",
-        "replica",
-        "series",
-        "span",
-        "status",
-        "usage",
-    )
-
-    def __init__(self, call: Call, series: Series) -> None:
-        self.call = call
-        self.series = series
-        self.replica = ""
-        self.attempts = 0
-        self.queue_s = 0.0
-        self.first_s: float | None = None
-        self.last_s = 0.0
-        self.contents = 0
-        self.usage: Usage | None = None
-        self.finish_reason: str | None = None
-        self.outcome = "ok"
-        self.status = 200
-        self.error_code: str | None = None
-        self.engine = ""
-        self.span: Any = None
-        self.attempt_span: Any = None
-        series.in_flight += 1
+    call: Call
+    series: Series
+    engine: str = ""
+    replica: str = ""
+    attempts: int = 0
+    queue_s: float = 0.0
+    first_s: float | None = None
+    last_s: float = 0.0
+    contents: int = 0
+    usage: Usage | None = None
+    finish_reason: str | None = None
+    outcome: str = "ok"
+    status: int = 200
+    error_code: str | None = None
+    span: Any = None
+    attempt_span: Any = None
 
     def routed(self, series: Series, engine: str) -> None:
         self.engine = engine
@@ -107,6 +86,7 @@ class Telemetry:
 
     def open(self, call: Call) -> Record:
         record = Record(call, self.metrics.unrouted)
+        record.series.in_flight += 1
         if self._tracer is not None:
             self._tracer.start(record)
         return record
