@@ -77,7 +77,7 @@ class Deployment:
         """A slot at the replica the policy picks; None when the request must wait. Raises Unavailable."""
         ready = self.candidates(tried)
         if not ready:
-            raise Unavailable(f"No replica of {self.model!r} is ready: {self.why_not_ready()}.")
+            raise self._unavailable()
         return None if self._waiting else self._pick_free(ready, call)
 
     def _pick_free(self, ready: list[Replica], call: Call) -> Replica | None:
@@ -102,6 +102,8 @@ class Deployment:
             self._leave(waiter)
             if time.monotonic() >= call.deadline_s:
                 raise DeadlineExceeded("The request's deadline passed while it waited for a slot.") from None
+            if not self.candidates(tried):
+                raise self._unavailable() from None
             raise Overloaded(f"No slot of {self.model!r} became free within {self.queue_timeout_s:g} s.") from None
         except asyncio.CancelledError:
             self._leave(waiter)
@@ -130,6 +132,9 @@ class Deployment:
                     return
                 waiter.slot.set_result(replica)
             self._waiting.popleft()
+
+    def _unavailable(self) -> Unavailable:
+        return Unavailable(f"No replica of {self.model!r} is ready: {self.why_not_ready()}.")
 
     @property
     def waiting(self) -> int:

@@ -44,7 +44,7 @@ def hasty_pair(fakes: Fakes) -> Iterator[GatewayHandle]:
 @pytest.fixture(scope="module")
 def narrow(fakes: Fakes) -> Iterator[GatewayHandle]:
     """One slot, two places in the queue."""
-    one = {"replicas": {"r0": {"url": fakes[0].url, "max_in_flight": 1}}, "max_waiting": 2, "queue_timeout_s": 0.7}
+    one = {"replicas": {"r0": {"url": fakes[0].url, "max_in_flight": 1}}, "max_waiting": 2, "queue_timeout_s": 1}
     with start_gateway(config(deployment=one)) as handle:
         yield handle
 
@@ -633,6 +633,19 @@ def test_a_full_queue_and_a_long_wait_are_a_429(narrow: GatewayHandle, fake: Fak
         assert "2 requests wait already" in fourth.error["message"]
     wait_until(lambda: in_flight(narrow) == 0)
     assert ask(narrow).status == 200
+
+
+def test_who_waited_for_a_replica_that_went_down_is_told_so(narrow: GatewayHandle, fake: FakeHandle) -> None:
+    with Peer(narrow.port) as running, Peer(narrow.port) as waiting:
+        running.chat({"hang": "before_headers"})
+        fake.wait(lambda stats: stats["active"] == 1)
+        waiting.chat()
+        fake.health(500)
+        answer = waiting.answer()
+        assert (answer.status, answer.error["code"]) == (503, "no_ready_replica")
+        assert "HTTP 500" in answer.error["message"]
+    fake.health(200)
+    narrow.wait_ready()
 
 
 def test_a_slot_comes_back_however_its_request_ended(narrow: GatewayHandle, fake: FakeHandle) -> None:
