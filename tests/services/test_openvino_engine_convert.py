@@ -153,3 +153,29 @@ def test_a_bare_gguf_file_carries_tokenizer_template_and_end_tokens(tmp_path: Pa
 def test_a_folder_that_is_no_model_says_what_a_model_is(tmp_path: Path) -> None:
     with pytest.raises(ConversionError, match="is not a model: give a"):
         load_checkpoint(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "{", "cannot read"),
+        ("config.json", "[]", "is not a JSON object"),
+        ("config.json", '{"architectures": ["LlamaForCausalLM"]}', "lacks hidden_size"),
+        ("tokenizer.json", "not json", r"tokenizer\.json is not JSON"),
+        ("tokenizer.json", '{"model": {"type": "WordPiece"}}', "is not byte-level BPE"),
+        ("tokenizer_config.json", "{", r"tokenizer_config\.json is not JSON"),
+        ("generation_config.json", "{", r"generation_config\.json is not JSON"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
+    folder = write_checkpoint(tmp_path / "model")
+    (folder / name).write_text(content)
+    with pytest.raises((ConversionError, TokenizerError), match=message):
+        load_checkpoint(folder, tmp_path / "cache")
+
+
+def test_a_broken_gguf_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF nonsense")
+    with pytest.raises(ConversionError, match="is not a readable GGUF file"):
+        load_checkpoint(path, tmp_path)

@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -181,6 +182,37 @@ def test_a_wrong_flag_is_explained(model: Path, cache: Path, args: list[str], me
     run = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert run.returncode in (1, 2)
     assert message in run.stderr
+
+
+def test_a_port_that_is_taken_is_an_error_and_no_hang(model: Path, cache: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        flags = ["--model", str(model), "--cache-dir", str(cache), "--port", port]
+        run = subprocess.run(
+            [sys.executable, "-m", "openvino_engine", "serve", *flags], capture_output=True, text=True, timeout=60
+        )
+    assert run.returncode == 3
+    assert "address already in use" in run.stderr
+
+
+def test_the_ready_line_says_where_and_how_much(model: Path, cache: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    flags = ["--model", str(model), "--cache-dir", str(cache), "--port", port]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "openvino_engine", "serve", *flags], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        with process.stdout:
+            line = process.stdout.readline()
+            process.terminate()
+            rest = process.stdout.read()
+        assert line.startswith(f"ready: random on http://127.0.0.1:{port}, context 8192, after ")
+        assert (process.wait(30), rest) == (0, "")
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_help_teaches_with_examples() -> None:

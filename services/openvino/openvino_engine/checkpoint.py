@@ -39,6 +39,13 @@ def load_checkpoint(path: Path, cache_dir: Path) -> Checkpoint:
 
     Raises ConversionError, SafetensorsError or TokenizerError with what is wrong and what to do.
     """
+    try:
+        return _recognise(path, cache_dir)
+    except KeyError as error:
+        raise ConversionError(f"{path}: a file of the model lacks {error}") from error
+
+
+def _recognise(path: Path, cache_dir: Path) -> Checkpoint:
     if path.suffix == ".gguf" and path.is_file():
         return _from_gguf(path)
     if (path / "openvino_model.xml").exists():
@@ -54,7 +61,7 @@ def load_checkpoint(path: Path, cache_dir: Path) -> Checkpoint:
 def _from_hugging_face(folder: Path, cache_dir: Path) -> Checkpoint:
     gguf_path = convert_cached(folder, cache_dir)
     config = read_json(folder / "config.json")
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = _read_tokenizer(folder / "tokenizer.json")
     reader = gguf.GGUFReader(gguf_path)
     rows = _gguf_rows(reader)
     return Checkpoint(
@@ -75,7 +82,7 @@ def _from_ir(folder: Path) -> Checkpoint:
         raise ConversionError(
             f"{folder} has no tokenizer.json: copy it from the original checkpoint into the IR folder"
         )
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = _read_tokenizer(folder / "tokenizer.json")
     rows = config.get("vocab_size") or tokenizer.get_vocab_size()
     return Checkpoint(
         root=folder,
@@ -120,7 +127,10 @@ def _folder_parts(folder: Path, tokenizer: Tokenizer, model_path: Path) -> dict[
 
 
 def _from_gguf(path: Path) -> Checkpoint:
-    reader = gguf.GGUFReader(path)
+    try:
+        reader = gguf.GGUFReader(path)
+    except (ValueError, IndexError) as error:
+        raise ConversionError(f"{path} is not a readable GGUF file: {error}") from error
     value = _values(reader)
     architecture = value("general.architecture")
     tokens, types = value("tokenizer.ggml.tokens"), value("tokenizer.ggml.token_type")
@@ -128,7 +138,7 @@ def _from_gguf(path: Path) -> Checkpoint:
     if embedded:
         tokenizer = Tokenizer.from_str(embedded)
     elif beside.exists():
-        tokenizer = Tokenizer.from_file(str(beside))
+        tokenizer = _read_tokenizer(beside)
     else:
         tokenizer = tokenizer_from_gguf(tokens, value("tokenizer.ggml.merges"), types, value("tokenizer.ggml.pre"))
     ids = {key: value(f"tokenizer.ggml.{key}_token_id") for key in ("bos", "eos", "eot", "eom", "padding")}
@@ -153,6 +163,13 @@ def _from_gguf(path: Path) -> Checkpoint:
         },
         manifest=_manifest(path.parent),
     )
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise ConversionError(f"cannot read {path}: {error}") from error
 
 
 def _values(reader: gguf.GGUFReader) -> Any:

@@ -42,6 +42,7 @@ _TOP_NAMES = {
     "model.norm.weight": "output_norm.weight",
     "lm_head.weight": "output.weight",
 }
+_REQUIRED = ("architectures", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 _HASHED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -69,6 +70,9 @@ class Shape:
 def read_config(folder: Path) -> Shape:
     """Read config.json. Raises ConversionError for another architecture or a feature the reader lacks."""
     config = read_json(folder / "config.json")
+    missing = [name for name in _REQUIRED if name not in config]
+    if missing:
+        raise ConversionError(f"{folder / 'config.json'} lacks {', '.join(missing)}")
     names = config.get("architectures") or ["?"]
     if names[0] not in _ARCHITECTURES:
         raise ConversionError(

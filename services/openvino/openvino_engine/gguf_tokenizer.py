@@ -31,8 +31,11 @@ def write_tokenizer(writer: gguf.GGUFWriter, folder: Path, rows: int) -> None:
     if not path.exists():
         raise TokenizerError(f"{path} is missing: the engine needs a fast tokenizer file")
     text = path.read_text(encoding="utf-8")
-    content = json.loads(text)
-    if content["model"].get("type") != "BPE" or "ByteLevel" not in json.dumps(content.get("decoder")):
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise TokenizerError(f"{path} is not JSON: {error}") from error
+    if content.get("model", {}).get("type") != "BPE" or "ByteLevel" not in json.dumps(content.get("decoder")):
         raise TokenizerError(f"{path} is not byte-level BPE: convert to OpenVINO IR instead")
     tokens, types = _tokens(content, rows)
     writer.add_tokenizer_model("gpt2")
@@ -106,4 +109,10 @@ def token_text(value: object) -> str | None:
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TokenizerError(f"{path} is not JSON: {error}") from error
+    return value if isinstance(value, dict) else {}

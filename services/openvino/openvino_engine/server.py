@@ -86,20 +86,23 @@ def serve(options: ServeOptions, version: str, wrap: WrapOpener = lambda opener:
 
 
 def _engine_loop(options: ServeOptions, checkpoint: Checkpoint, metrics: Metrics, wrap: WrapOpener) -> EngineLoop:
-    tokenizer = library_tokenizer(checkpoint.model_path)
     pipeline = options.pipeline
     if options.draft is not None:
         draft = load_checkpoint(options.draft, options.cache_dir)
         if draft.rows != checkpoint.rows:
             raise ConversionError(f"the draft has {draft.rows} tokens, the model {checkpoint.rows}: they must be equal")
         pipeline = PipelineOptions(**{**_as_dict(pipeline), "draft": _ir_folder(draft, options.cache_dir)})
-    return EngineLoop(
-        wrap(pipeline_opener(checkpoint.model_path, tokenizer, pipeline)),
-        metrics,
-        max_running=pipeline.max_num_seqs,
-        max_waiting=options.max_waiting,
-        draft_tokens=options.draft_tokens if options.draft is not None else 0,
-    )
+    try:
+        tokenizer = library_tokenizer(checkpoint.model_path)
+        return EngineLoop(
+            wrap(pipeline_opener(checkpoint.model_path, tokenizer, pipeline)),
+            metrics,
+            max_running=pipeline.max_num_seqs,
+            max_waiting=options.max_waiting,
+            draft_tokens=options.draft_tokens if options.draft is not None else 0,
+        )
+    except RuntimeError as error:
+        raise ConversionError(f"OpenVINO GenAI cannot open {checkpoint.model_path}: {error}") from error
 
 
 def _as_dict(options: PipelineOptions) -> dict[str, Any]:
