@@ -1,4 +1,7 @@
-"""The real vLLM on CPU, started as `make serve ENGINE=vllm` starts it, through the gateway, by the official client."""
+"""The real engines, started as `make serve` starts them, through the gateway, by the official client.
+
+One suite for all of them: a client should notice no difference. Another engine is one line in ENGINES.
+"""
 
 import contextlib
 import json
@@ -8,11 +11,13 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import openai
 import pytest
+import yaml
 from openai import OpenAI
 
 from stack_under_test import ROOT, RunningStack, stack_of
@@ -39,19 +44,31 @@ TOOL = {
     },
 }
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.timeout(900),  # the first test starts it: a minute here, several on a busy machine
-    pytest.mark.skipif(
-        subprocess.run(INSTALLED, capture_output=True, check=False).returncode != 0,
-        reason="the real vLLM is not installed; `make vllm` does it where it can be had",
+VLLM_IS_MISSING = subprocess.run(INSTALLED, capture_output=True, check=False).returncode != 0
+ENGINES = [
+    pytest.param("openvino", marks=pytest.mark.engine),
+    pytest.param(
+        "vllm",
+        marks=[
+            pytest.mark.vllm,
+            pytest.mark.skipif(VLLM_IS_MISSING, reason="the real vLLM is not installed; `make vllm` does it"),
+        ],
     ),
 ]
+RUNNING = {"openvino": "penstock_engine_num_requests_running", "vllm": "vllm:num_requests_running"}
+"""Each engine's own gauge."""
+
+pytestmark = pytest.mark.timeout(900)  # the first test starts the engine: a minute for vLLM, several on a busy machine
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    with served_by("vllm", tmp_path_factory.mktemp("vllm")) as running:
+def stack(engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    with served_by(engine, tmp_path_factory.mktemp(engine)) as running:
         yield running
 
 
@@ -93,8 +110,9 @@ def test_the_same_greedy_text_streamed_and_whole(client: OpenAI) -> None:
     assert {chunk.model for chunk in chunks} == {whole.model} == {MODEL}
 
 
-@pytest.mark.engine
-def test_the_embedded_engine_says_the_same_greedy_text(client: OpenAI, tmp_path: Path) -> None:
+def test_the_embedded_engine_says_the_same_greedy_text(client: OpenAI, engine: str, tmp_path: Path) -> None:
+    if engine == "openvino":
+        pytest.skip("it is the one the others are compared with")
     questions = [
         "What is the capital of France?",
         "What is 7 + 8?",
@@ -196,34 +214,32 @@ def test_an_over_long_prompt_is_a_400_and_the_next_request_works(client: OpenAI)
     assert client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=1).choices
 
 
-def test_a_client_that_leaves_frees_the_engine(client: OpenAI, stack: RunningStack) -> None:
+def test_a_client_that_leaves_frees_the_engine(client: OpenAI, engine: str, stack: RunningStack) -> None:
     stream = client.chat.completions.create(
         model=MODEL, messages=QUESTION, stream=True, max_tokens=1900, extra_body={"ignore_eos": True}
     )
     next(iter(stream))
     stream.close()
     deadline = time.monotonic() + 60
-    while _running_requests(stack):
+    while _running_requests(engine, stack):
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
-def test_sigterm_leaves_none_of_its_processes(client: OpenAI, stack: RunningStack) -> None:
-    assert len(stack.pids("VLLM::")) >= 2
+def test_sigterm_leaves_none_of_its_processes(client: OpenAI, engine: str, stack: RunningStack) -> None:
+    assert engine != "vllm" or len(stack.pids("VLLM::")) >= 2
     stack.signal(signal.SIGTERM)
     assert stack.exit_code() == 0
     stack.assert_nothing_stays()
-    assert stack.output.index("gateway: stopped") < stack.output.index("vllm: stopping")
+    assert stack.output.index("gateway: stopped") < stack.output.index(f"{engine}: stopping")
 
 
-def _running_requests(stack: RunningStack) -> float:
-    """vLLM's own gauge, asked of vLLM itself."""
-    import urllib.request
-
-    import yaml
-
+def _running_requests(engine: str, stack: RunningStack) -> float:
+    """The engine's own gauge, asked of the engine itself."""
     config = yaml.safe_load((stack.run_dir / "gateway.yaml").read_text())
-    url = config["models"][MODEL]["deployments"]["vllm"]["replicas"]["vllm"]["url"]
+    url = config["models"][MODEL]["deployments"][engine]["replicas"][engine]["url"]
     with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:
         lines = answer.read().decode().splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("vllm:num_requests_running{"))
+    found = [line for line in lines if line.startswith(RUNNING[engine]) and "_by_" not in line]
+    assert found
+    return sum(float(line.rpartition(" ")[2]) for line in found)
