@@ -20,6 +20,7 @@ from gateway.core.errors import DeadlineExceeded, EngineUnreachable, UpstreamErr
 
 SWEEP_S = 0.1
 HEADERS_LIMIT = 256
+HEAD_LIMIT_BYTES = 256 * 2**10
 FOREVER = float("inf")
 
 
@@ -36,6 +37,7 @@ class Connection(asyncio.Protocol):
         "_buffered_bytes",
         "_error",
         "_has_length",
+        "_head_bytes",
         "_is_reading",
         "_keeps_alive",
         "_parser",
@@ -64,6 +66,7 @@ class Connection(asyncio.Protocol):
     def _reset(self) -> None:
         self._buffer: list[bytes] = []
         self._buffered_bytes = 0
+        self._head_bytes = 0
         self._error: Exception | None = None
         self._take: Callable[[bytes], None] | None = None
         self._has_length = False
@@ -224,9 +227,17 @@ class Connection(asyncio.Protocol):
             self.close()
             return
         if self._take is None:
+            if not self.status:
+                self._check_head(len(data))
             self.nudge()
         elif self._buffer:
             self._hand_over(self._take)
+
+    def _check_head(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > HEAD_LIMIT_BYTES:
+            self.fail(UpstreamError(f"The head of the engine's answer is larger than {HEAD_LIMIT_BYTES} bytes."))
+            self.close()
 
     # ---- httptools ----
 
