@@ -77,9 +77,9 @@ LOOKING_UP = {
     "days": 1.5, "copy": 0.5, "first": 0.5, "last": 0.5, "count": 0.5, "reverse": 0.7, "capitals": 0.5,
 }  # fmt: skip
 SETTLING = {
-    "letter_of": 1.3, "label_map": 1.3, "mc_bridge": 1.6, "mc_facts_en": 1.7, "mc_facts_zh": 1.7, "add": 1.6,
-    "sub": 1.6, "mul": 1.5, "compare": 1.5, "yes_no": 1.3, "days": 1.5, "facts_zh": 1.5, "reading": 1.3, "sort": 1.3,
-    "count_up": 1.5,
+    "letter_of": 2.0, "option_of": 1.5, "label_map": 2.0, "reading": 2.0, "tool_call": 1.4, "mc_bridge": 1.8,
+    "mc_facts_en": 1.5, "mc_facts_zh": 1.5, "add": 1.5, "sub": 1.3, "mul": 1.2, "compare": 1.3, "yes_no": 1.5,
+    "days": 1.3, "facts_zh": 1.3, "sort": 1.5, "count_up": 1.6, "copy": 0.6, "count": 0.6, "first": 0.6,
 }  # fmt: skip
 
 RECIPES = {
@@ -89,8 +89,8 @@ RECIPES = {
         (
             Stage("copying", 1200, 8, 256, warm_up=51, hold=986, final=0.7063, mixes=((0, COPYING), (567, {}))),
             Stage("choosing", 1000, 8, 256, warm_up=36, hold=1000, final=1.0, mixes=((0, CHOOSING),)),
-            Stage("looking-up", 700, 8, 256, 20, 700, final=1.0, peak=0.7, mixes=((0, LOOKING_UP),), apart=True),
-            Stage("settling", 900, 8, 256, 10, 11, peak=0.7, mixes=((0, SETTLING),), apart=True),
+            Stage("looking-up", 500, 8, 256, 20, 500, final=1.0, peak=0.7, mixes=((0, LOOKING_UP),), apart=True),
+            Stage("settling", 1100, 8, 256, 10, 11, peak=0.6, mixes=((0, SETTLING),), apart=True),
         ),
         description="Qwen3 architecture, 2.9 M parameters",
     ),
