@@ -46,6 +46,7 @@ class Service:
             record.routed(deployment.series, deployment.backend.kind)
             call.deadline_s = call.received_s + deployment.deadline_s
             await self._attempts(deployment, call, client, record)
+            record.outcome, record.status = "ok", 200
         except PenstockError as error:
             record.failed(error)
             client.fail(error)

@@ -30,8 +30,8 @@ class Record(msgspec.Struct, gc=False, eq=False):
     contents: int = 0
     usage: Usage | None = None
     finish_reason: str | None = None
-    outcome: str = "ok"
-    status: int = 200
+    outcome: str = "internal_error"  # until it is known better
+    status: int = 500
     error_code: str | None = None
     span: Any = None
     attempt_span: Any = None

@@ -19,6 +19,16 @@ from typing import Any
 import pytest
 
 from fakes import FakeHandle, start_fake
+from gateway.backends.openai_http import OpenAIHTTP, Patience
+from gateway.core.call import Call, Endpoint, Reply
+from gateway.core.errors import PenstockError
+from gateway.core.replica import Replica, ReplicaState
+from gateway.routing.deployment import Deployment
+from gateway.routing.policies.least_request import LeastRequest
+from gateway.routing.router import Model, Router
+from gateway.serving.serve import Service
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.record import Telemetry
 from gateways import LISTENING, GatewayHandle, config, start_gateway
 from peers import Answer, Peer
 
@@ -715,3 +725,53 @@ def test_an_access_log_that_cannot_be_opened_is_said_in_one_line(fakes: Fakes) -
     with pytest.raises(RuntimeError, match="access_log_path") as caught:
         start_gateway(config(fakes[0].url, telemetry={"access_log_path": "/nowhere/at/all.log"}))
     assert "Traceback" not in str(caught.value)
+
+
+# ---- faults of our own ----
+
+
+class Crashing(OpenAIHTTP):
+    """A plugged-in backend with a bug."""
+
+    async def complete(self, replica: Replica, call: Call) -> Reply:
+        raise ZeroDivisionError
+
+
+async def test_a_crash_is_counted_as_one_and_gives_its_slot_back() -> None:
+    metrics = Metrics()
+    replica = Replica("r0", "http://127.0.0.1:9", "m", 1, state=ReplicaState.READY)
+    deployment = Deployment(
+        "main", "m", Crashing(Patience()), LeastRequest(), [replica], metrics.new_series("m", "main"), ready=[replica]
+    )
+    service = Service(
+        Router({"m": Model("m", [deployment], 0)}), {}, Telemetry(metrics, None), max_attempts=2, send_timeout_s=1
+    )
+    call = Call(Endpoint.CHAT, "m", b"{}", {}, stream=False, wants_usage=False, request_id="x", received_s=0.0)
+    with pytest.raises(ZeroDivisionError):
+        await service.serve(call, Nobody())
+    assert deployment.series.requests == {(Endpoint.CHAT, "internal_error"): 1}
+    assert (replica.in_flight, deployment.series.in_flight) == (0, 0)
+
+
+class Nobody:
+    """A client that must not be told anything: the door does that for what nobody foresaw."""
+
+    started = paused = False
+
+    def reply(self, reply: Reply) -> None:
+        raise AssertionError
+
+    def open_stream(self, first: bytes) -> None:
+        raise AssertionError
+
+    def send(self, data: bytes) -> None:
+        raise AssertionError
+
+    def close_stream(self, last: bytes = b"") -> None:
+        raise AssertionError
+
+    def fail(self, error: PenstockError) -> None:
+        raise AssertionError
+
+    async def drained(self) -> None:
+        raise AssertionError
