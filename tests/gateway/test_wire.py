@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from fakes import FakeHandle
 from gateways import KEY, KEY_SHA256, GatewayHandle, config, start_gateway
 from peers import CHAT, Answer, Peer, chat_body, chat_request, get, post
