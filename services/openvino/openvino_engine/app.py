@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import unquote
 
 from openvino_engine.chat import ChatRoute
 from openvino_engine.completions import CompletionRoute
@@ -94,7 +93,7 @@ class App:
         await exchange.json({"object": "list", "data": [self._card()]})
 
     async def _model(self, exchange: Exchange) -> None:
-        name = unquote(exchange.path.removeprefix("/v1/models/"))
+        name = exchange.path.removeprefix("/v1/models/")
         if name != self._serving.name:
             message = f"The model {name[:200]!r} does not exist; this engine serves {self._serving.name!r}"
             raise ApiError(404, message, code="model_not_found", param="model")
