@@ -4,14 +4,13 @@ Keys are 256 random bits, so a plain SHA-256 is enough: there is nothing to gues
 the first bytes of its hash and compared in constant time.
 """
 
-import hashlib
-import hmac
 import secrets
+from hashlib import sha256
+from hmac import compare_digest
 
 from gateway.core.errors import Unauthorized
 
 PREFIX = "sk-penstock-"
-_SCHEME = b"bearer "
 
 
 def new_key() -> tuple[str, str]:
@@ -21,7 +20,7 @@ def new_key() -> tuple[str, str]:
 
 
 def hash_key(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()
+    return sha256(key.encode()).hexdigest()
 
 
 class Authenticator:
@@ -29,8 +28,8 @@ class Authenticator:
 
     def __init__(self, keys: dict[str, str]) -> None:
         self._by_start: dict[bytes, list[tuple[bytes, str]]] = {}
-        for name, sha256 in keys.items():
-            digest = bytes.fromhex(sha256)
+        for name, hexdigest in keys.items():
+            digest = bytes.fromhex(hexdigest)
             self._by_start.setdefault(digest[:4], []).append((digest, name))
 
     @property
@@ -43,10 +42,11 @@ class Authenticator:
             return None
         if authorization is None:
             raise Unauthorized("An API key is required: send the header 'Authorization: Bearer <key>'.")
-        if authorization[:7].lower() != _SCHEME:
+        scheme, _, key = authorization.partition(b" ")
+        if scheme.lower() != b"bearer":
             raise Unauthorized("The Authorization header must be 'Bearer <key>'.")
-        digest = hashlib.sha256(authorization[7:].strip()).digest()
+        digest = sha256(key.strip()).digest()
         for known, name in self._by_start.get(digest[:4], ()):
-            if hmac.compare_digest(known, digest):
+            if compare_digest(known, digest):
                 return name
         raise Unauthorized("The API key is not known here.")

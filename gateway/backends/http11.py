@@ -61,29 +61,30 @@ class Connection(asyncio.Protocol):
         self._is_reading = True
         self.transport: asyncio.Transport | None = None
         self.is_reused = False
-        self._reset()
-
-    def _reset(self) -> None:
         self._buffer: list[bytes] = []
-        self._buffered_bytes = 0
-        self._head_bytes = 0
         self._error: Exception | None = None
-        self._take: Callable[[bytes], None] | None = None
         self._has_length = False
         self._keeps_alive = False
-        self.status = 0
-        self.headers: dict[bytes, bytes] = {}
-        self.is_complete = False
         self.deadline_s = FOREVER  # the request's own end
         self.patience_s = FOREVER  # the replica must have said something by then
         self.timeout_words = ""
+        self._start_over()
+
+    def _start_over(self) -> None:
+        """Forget the last response; a connection is only used again when nothing went wrong in it."""
+        self._buffered_bytes = 0
+        self._head_bytes = 0
+        self._take: Callable[[bytes], None] | None = None
+        self.status = 0
+        self.headers: dict[bytes, bytes] = {}
+        self.is_complete = False
 
     # ---- use ----
 
     def send(self, head: bytes, body: bytes, deadline_s: float) -> None:
         """Write a request: `head` ends in the blank line. `deadline_s` is monotonic."""
         assert self.transport is not None
-        self._reset()
+        self._start_over()
         self.deadline_s = deadline_s
         if len(body) > 65536:
             self.transport.writelines([head, body])
