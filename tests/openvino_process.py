@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import httpx
 import pytest
+
 from tiny_checkpoints import write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]

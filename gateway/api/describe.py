@@ -14,6 +14,11 @@ _SUMMARIES = {
     Endpoint.COMPLETIONS: "Text completion, whole or as server-sent events",
     Endpoint.EMBEDDINGS: "Embedding vectors (on engines that offer them)",
 }
+_EXAMPLES: dict[Endpoint, dict[str, Any]] = {
+    Endpoint.CHAT: {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 32},
+    Endpoint.COMPLETIONS: {"prompt": "Hello", "max_tokens": 32},
+    Endpoint.EMBEDDINGS: {"input": "Hello"},
+}
 _ERROR = {
     "type": "object",
     "required": ["error"],
@@ -32,20 +37,21 @@ _ERROR = {
 }
 
 
-def describe(app: FastAPI) -> dict[str, Any]:
-    """The document, made once."""
+def describe(app: FastAPI, model: str) -> dict[str, Any]:
+    """The document, made once; `model` is the name its examples ask for."""
     if app.openapi_schema:
         return app.openapi_schema
     document = get_openapi(title=app.title, version=app.version, routes=app.routes)
     components = document.setdefault("components", {}).setdefault("schemas", {})
     components["Error"] = _ERROR
+    document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for endpoint in Endpoint:
-        document["paths"][f"/v1/{endpoint}"] = {"post": _operation(endpoint, components)}
+        document["paths"][f"/v1/{endpoint}"] = {"post": _operation(endpoint, components, model)}
     app.openapi_schema = document
     return document
 
 
-def _operation(endpoint: Endpoint, components: dict[str, Any]) -> dict[str, Any]:
+def _operation(endpoint: Endpoint, components: dict[str, Any], model: str) -> dict[str, Any]:
     types = FIELD_TYPES[endpoint]
     schemas, found = msgspec.json.schema_components(types.values(), ref_template="#/components/schemas/{name}")
     components.update(found)
@@ -54,6 +60,7 @@ def _operation(endpoint: Endpoint, components: dict[str, Any]) -> dict[str, Any]
         "required": list(REQUIRED[endpoint]),
         "properties": dict(zip(types, schemas, strict=True)),
         "additionalProperties": False,
+        "example": {"model": model, **_EXAMPLES[endpoint]},
     }
     answers: dict[str, Any] = {"200": {"description": "The engine's answer", "content": {"application/json": {}}}}
     if endpoint is not Endpoint.EMBEDDINGS:
@@ -72,6 +79,7 @@ def _operation(endpoint: Endpoint, components: dict[str, Any]) -> dict[str, Any]
     return {
         "tags": ["inference"],
         "summary": _SUMMARIES[endpoint],
+        "security": [{"key": []}, {}],
         "operationId": endpoint.name.lower(),
         "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
         "responses": answers,

@@ -5,11 +5,13 @@ Errors of the framework itself (unknown path, wrong method, bad parameters) leav
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -30,7 +32,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 def make_web_app(
     service: Service, models: dict[str, Model], auth: Authenticator, metrics: Metrics, lifespan: Lifespan
 ) -> FastAPI:
-    app = FastAPI(title="Penstock", version="0.1.0", lifespan=lifespan, redoc_url=None)
+    app = FastAPIOffline(title="Penstock", version=version("penstock"), lifespan=lifespan, redoc_url=None)
     app.include_router(_operations(service, models, metrics))
     app.include_router(_models(models, auth))
     app.add_exception_handler(PenstockError, _penstock_error)
@@ -38,7 +40,7 @@ def make_web_app(
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(Exception, _crash)
     app.add_middleware(RequestId)
-    app.openapi = lambda: describe(app)  # type: ignore[method-assign]
+    app.openapi = lambda: describe(app, next(iter(models)))  # type: ignore[method-assign]
     return app
 
 

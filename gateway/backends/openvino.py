@@ -1,4 +1,7 @@
-"""The embedded engine (services/openvino): OpenAI plus the extension fields it acts on. No embeddings."""
+"""The embedded engine (services/openvino): OpenAI plus the extension fields it acts on. No embeddings.
+
+tests/services/test_openvino_fields.py holds this table against the engine's own.
+"""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -9,15 +12,15 @@ from gateway.core.openai import OPENAI_FIELDS
 
 _EXTENSIONS = {
     "top_k", "min_p", "repetition_penalty", "ignore_eos", "min_tokens", "stop_token_ids",
-    "include_stop_str_in_output", "structured_outputs",
+    "include_stop_str_in_output", "structured_outputs", "skip_special_tokens", "add_special_tokens",
 }  # fmt: skip
-_NOT_YET = {"user", "safety_identifier", "logit_bias", "suffix", "best_of", "reasoning_effort"}
+_NOT_YET = {"logit_bias", "suffix", "best_of", "reasoning_effort"}
 
 
 class OpenVINO(OpenAIHTTP):
     kind: ClassVar[str] = "openvino"
     probe_path: ClassVar[str] = "/health"
     fields: ClassVar[Mapping[Endpoint, frozenset[str]]] = {
-        Endpoint.CHAT: OPENAI_FIELDS[Endpoint.CHAT] - _NOT_YET | _EXTENSIONS,
+        Endpoint.CHAT: OPENAI_FIELDS[Endpoint.CHAT] - _NOT_YET | _EXTENSIONS | {"chat_template_kwargs"},
         Endpoint.COMPLETIONS: OPENAI_FIELDS[Endpoint.COMPLETIONS] - _NOT_YET | _EXTENSIONS,
     }

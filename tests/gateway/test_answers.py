@@ -1,9 +1,11 @@
 """What clients get: the engine's bytes, and around them only what must differ."""
 
 import json
+import re
 
 import httpx
 import pytest
+
 from fakes import FakeHandle
 from gateways import GatewayHandle
 
@@ -189,4 +191,13 @@ def test_the_description_names_every_route_and_field(gateway: GatewayHandle) -> 
     )
     schema = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert {"messages", "tools", "structured_outputs"} <= set(schema["properties"])
-    assert httpx.get(f"{gateway.url}/docs").status_code == 200
+    assert schema["example"]["model"] == "m"
+
+
+def test_the_page_of_the_description_needs_nothing_from_elsewhere(gateway: GatewayHandle) -> None:
+    page = httpx.get(f"{gateway.url}/docs").text
+    assets = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert assets
+    for asset in assets:
+        assert asset.startswith("/")
+        assert httpx.get(gateway.url + asset).status_code == 200

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from gateways import config, start_gateway
 
 from gateway.__main__ import main
+from gateways import config, start_gateway
 
 
 def write(tmp_path: Path, settings: dict[str, object]) -> str:

@@ -14,6 +14,7 @@ import httpx
 import openai
 import pytest
 import yaml
+
 from fake_engine.script import Script
 from fakes import FakeHandle, start_fake
 from wire import chat, dial, events, exchange, receive, send

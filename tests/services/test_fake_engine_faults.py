@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+
 from fakes import FakeHandle, start_fake
 from wire import CHAT, chat, dechunk, dial, events, exchange, receive, send
 

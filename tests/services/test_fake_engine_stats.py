@@ -8,11 +8,12 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
 from fake_engine.connection import Connection
 from fake_engine.engine import Engine, Settings
 from fake_engine.exchange import Exchange
 from fakes import FakeHandle, start_fake
-from prometheus_client.parser import text_string_to_metric_families
 from wire import CHAT, chat, dial, exchange, receive, send
 
 STREAMS = 500
