@@ -53,7 +53,7 @@ class Exchange:
         "path",
         "paused",
         "response_complete",
-        "response_started",
+        "started",
         "task",
     )
 
@@ -71,7 +71,7 @@ class Exchange:
         self.is_turn = False  # the answers to earlier requests on this connection are out
         self.paused = False  # set by the connection: the client reads slower than we write: `drain()` first
         self.disconnected = False
-        self.response_started = False
+        self.started = False
         self.response_complete = False
         self.message_event = _NO_EVENT
         self.task: asyncio.Task[None] | None = None
@@ -92,7 +92,7 @@ class Exchange:
         """A whole answer."""
         if self.disconnected:
             return
-        self.response_started = True
+        self.started = True
         head = self._head(status, headers)
         self._connection.transport.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body))
         self._finish()
@@ -101,7 +101,7 @@ class Exchange:
         """The head of a streamed answer, in one write with its first bytes."""
         if self.disconnected:
             return
-        self.response_started = True
+        self.started = True
         if self._is_chunked:
             head = b"%btransfer-encoding: chunked\r\n\r\n" % self._head(status, headers)
             self._connection.transport.write(b"%b%x\r\n%b\r\n" % (head, len(first), first))

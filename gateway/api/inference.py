@@ -37,10 +37,6 @@ class HttpClient(Exchange):
         self.request_id = request_id.decode()
         self.id_header = b"x-request-id: %b\r\n" % request_id
 
-    @property
-    def started(self) -> bool:
-        return self.response_started
-
     def reply(self, reply: Reply) -> None:
         self.respond(200, self.id_header + _JSON, reply.body)
 
@@ -54,7 +50,7 @@ class HttpClient(Exchange):
     def fail(self, error: PenstockError) -> None:
         if self.response_complete or self.disconnected:
             return
-        if self.response_started:
+        if self.started:
             self._fail_stream(error)
             return
         if isinstance(error, Draining):

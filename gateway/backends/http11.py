@@ -34,7 +34,6 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_buffer",
-        "_buffered_bytes",
         "_error",
         "_has_length",
         "_head_bytes",
@@ -72,7 +71,6 @@ class Connection(asyncio.Protocol):
 
     def _start_over(self) -> None:
         """Forget the last response; a connection is only used again when nothing went wrong in it."""
-        self._buffered_bytes = 0
         self._head_bytes = 0
         self._take: Callable[[bytes], None] | None = None
         self.status = 0
@@ -104,14 +102,24 @@ class Connection(asyncio.Protocol):
 
     async def read_all(self, limit_bytes: int) -> bytes:
         """The whole body. Raises UpstreamError when it is larger than `limit_bytes`."""
+        counted = size_bytes = 0
         while not self.is_complete:
-            if self._buffered_bytes > limit_bytes:
+            size_bytes += sum(map(len, self._buffer[counted:]))
+            counted = len(self._buffer)
+            if size_bytes > limit_bytes:
                 raise UpstreamError(f"The engine's answer is larger than {limit_bytes} bytes.")
             await self._wait()
         if self._error is not None:
             raise self._error
-        buffer, self._buffer = self._buffer, []
-        return buffer[0] if len(buffer) == 1 else b"".join(buffer)
+        return self._take_buffer()
+
+    def _take_buffer(self) -> bytes:
+        buffer = self._buffer
+        if len(buffer) == 1:
+            return buffer.pop()
+        data = b"".join(buffer)
+        buffer.clear()
+        return data
 
     def pipe_to(self, take: Callable[[bytes], None]) -> None:
         """From now on `take` gets the body as it arrives, inside the read callback: it must not block.
@@ -145,9 +153,8 @@ class Connection(asyncio.Protocol):
             self.transport.resume_reading()
 
     def _hand_over(self, take: Callable[[bytes], None]) -> None:
-        buffer, self._buffer = self._buffer, []
         try:
-            take(buffer[0] if len(buffer) == 1 else b"".join(buffer))
+            take(self._take_buffer())
         except Exception as error:  # noqa: BLE001 (it is raised again where the response is awaited)
             self.fail(error)
             if self.transport is not None:
@@ -261,7 +268,6 @@ class Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         if not self.is_complete:
             self._buffer.append(body)
-            self._buffered_bytes += len(body)
 
     def on_message_complete(self) -> None:
         if self.status:

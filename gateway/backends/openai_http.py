@@ -227,24 +227,32 @@ class _Relay:
         self._is_finished = False
 
     def take(self, data: bytes) -> None:
-        if self._reader.is_done:
-            return  # after [DONE] there is nothing a client should see
         now_s = time.monotonic()
-        chunk = self._reader.feed(data, now_s)
-        if chunk is None:
-            return
+        if self._reader.is_plain(data):
+            self._connection.patience_s = now_s + self._idle_timeout_s
+            if self._sink.push_content(data, now_s):
+                self._hold()
+        elif not self._reader.is_done:  # after [DONE] there is nothing a client should see
+            chunk = self._reader.feed(data, now_s)
+            if chunk is not None:
+                self._take_chunk(chunk)
+
+    def _take_chunk(self, chunk: Chunk) -> None:
         connection = self._connection
         if chunk.contents:
-            connection.patience_s = now_s + self._idle_timeout_s
+            connection.patience_s = chunk.at_s + self._idle_timeout_s
             connection.timeout_words = self._idle_words
         if chunk.finish_reason is not None:
             self._is_finished = True
-        self._sink.push(chunk)
+        is_behind = self._sink.push(chunk)
         if chunk.is_last:
             connection.expect_within(AFTER_DONE_S, "its answer was over")
-        elif self._sink.paused:
-            connection.pause()
-            connection.nudge()
+        elif is_behind:
+            self._hold()
+
+    def _hold(self) -> None:
+        self._connection.pause()
+        self._connection.nudge()
 
     async def run(self) -> None:
         """Until the stream is over. Raises UpstreamError when it broke off, and what the sink raised."""

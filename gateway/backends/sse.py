@@ -63,6 +63,9 @@ def _has_content(choice: _Choice) -> bool:
     return bool(delta.reasoning or delta.reasoning_content or delta.refusal)
 
 
+_NO_FRAME = (b"data: \0", b"\n\n")  # JSON never looks like this
+
+
 class StreamReader:
     """Cuts one response body into `Chunk`s. `rename` is (name the engine uses, name the client sees)."""
 
@@ -72,7 +75,7 @@ class StreamReader:
         self._tail = b""
         self._drop_usage = drop_usage
         self._renames = model_renames(*rename) if rename else ()
-        self._frame = (b"\n", b"")  # no event starts like this
+        self._frame = _NO_FRAME
         self.is_done = False
 
     @property
@@ -96,25 +99,25 @@ class StreamReader:
             data = data.replace(old, new)
         chunk = Chunk(data, at_s)
         if data.startswith(b"data: ") and data.find(b"\n") == len(data) - 2:  # one event, one line: nearly always
-            if self._is_like_the_last(data):
-                chunk.contents = 1
-            elif not self._read_event(data[6:], chunk):
+            if not self._read_event(data[6:], chunk):
                 chunk.data = b""
-            elif chunk.contents and chunk.usage is None and chunk.finish_reason is None:
+            elif chunk.contents and chunk.usage is None and chunk.finish_reason is None and not self._renames:
                 self._learn(data)
         else:
             self._read_events(data, chunk)
         return chunk
 
-    def _is_like_the_last(self, event: bytes) -> bool:
-        """The same bytes around other words: content and nothing else, seen without decoding."""
+    def is_plain(self, data: bytes) -> bool:
+        """One event with the same bytes as the last around other words: content and nothing else, seen without
+        decoding. It goes to the client as it is and need not be fed."""
         before, after = self._frame
-        size = len(before)
+        start, end = len(before), len(data) - len(after)
         return (
-            len(event) > size + len(after)
-            and event.startswith(before)
-            and event.endswith(after)
-            and event.find(b'"', size, len(event) - len(after)) < 0  # the words do not end before `after`
+            start < end
+            and data.startswith(before)
+            and data.endswith(after)
+            and data.find(b'"', start, end) < 0  # the words do not end before `after`
+            and not self._tail
         )
 
     def _learn(self, event: bytes) -> None:
@@ -148,6 +151,7 @@ class StreamReader:
         except NOT_JSON:
             if payload.startswith(b"[DONE]"):
                 self.is_done = chunk.is_last = True
+                self._frame = _NO_FRAME  # nothing that follows is content
             return True  # not ours to judge: relayed as it came, counted as nothing
         if event.error:
             chunk.error = stream_error(payload)

@@ -76,12 +76,20 @@ class Chunk(msgspec.Struct, gc=False):
 class Sink(Protocol):
     """Where a backend puts what a stream brings, the moment it arrives (docs/decisions/0003)."""
 
-    def push(self, chunk: Chunk) -> None:
-        """Take a chunk. Raises PenstockError to end the stream."""
+    def push(self, chunk: Chunk) -> bool:
+        """Take a chunk; True when the client is behind: read no more from the engine until `drained()`.
+
+        Raises PenstockError to end the stream.
+        """
+        ...
+
+    def push_content(self, data: bytes, at_s: float) -> bool:
+        """The same as `push(Chunk(data, at_s, contents=1))`, quicker: nearly every event is one of these."""
+        ...
 
     @property
     def paused(self) -> bool:
-        """Read no more from the engine until `drained()`."""
+        """What the last push answered, as it is now."""
         ...
 
     async def drained(self) -> None:

@@ -15,15 +15,26 @@ from gateway.telemetry.record import Record
 class Relay:
     """The `Sink` of one attempt. `send_timeout_s`: how long the client may read nothing."""
 
-    __slots__ = ("_call", "_client", "_record", "_send_timeout_s")
+    __slots__ = ("_call", "_client", "_itl", "_record", "_send_timeout_s")
 
     def __init__(self, call: Call, client: Client, record: Record, send_timeout_s: float) -> None:
         self._call = call
         self._client = client
         self._record = record
+        self._itl = record.series.itl
         self._send_timeout_s = send_timeout_s
 
-    def push(self, chunk: Chunk) -> None:
+    def push_content(self, data: bytes, at_s: float) -> bool:
+        record, client = self._record, self._client
+        if not record.contents:
+            return self.push(Chunk(data, at_s, contents=1))
+        self._itl.observe(at_s - record.last_s)
+        record.last_s = at_s
+        record.contents += 1
+        client.send(data)
+        return client.paused
+
+    def push(self, chunk: Chunk) -> bool:
         """Raises the error the engine reported inside its stream; before the first event nothing is lost by it."""
         client = self._client
         self._record.saw_chunk(chunk)
@@ -40,6 +51,7 @@ class Relay:
             client.send(chunk.data)
         if chunk.error is not None:
             raise chunk.error
+        return client.paused
 
     @property
     def paused(self) -> bool:
