@@ -70,6 +70,7 @@ def create_app(settings: Settings) -> App:
     wire = Wire(
         hot_routes(service, auth, server.json_depth_limit),
         HttpClient,
+        metrics.wire_refusal,
         server.body_limit_bytes,
         server.header_limit_bytes,
         server.receive_timeout_s,

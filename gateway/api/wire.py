@@ -9,7 +9,7 @@ Built on the inside of uvicorn 0.54 (httptools protocol); pyproject.toml pins th
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -49,8 +49,9 @@ class Wire:
     Connections hold the moment they expire; one sweep closes them, so that a request sets no timers.
     """
 
-    hot_routes: dict[bytes, Handler] = field(default_factory=dict)
-    exchange_type: type[Exchange] = Exchange
+    hot_routes: dict[bytes, Handler]
+    exchange_type: type[Exchange]
+    on_refusal: Callable[[str], None]  # told the error's code
     body_limit_bytes: int = 32 * 2**20
     header_limit_bytes: int = 64 * 2**10
     receive_timeout_s: float = 60.0
@@ -354,6 +355,7 @@ class WireProtocol(HttpToolsProtocol):
     def _answer_refusal(self, error: PenstockError) -> None:
         if self.exchange is not None:
             self.exchange.response_complete = True
+        self.wire.on_refusal(error.code or "")
         body = error_body(error)
         head = (
             b"x-request-id: %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"

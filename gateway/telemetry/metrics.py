@@ -108,6 +108,7 @@ class Metrics(Collector):
         self.series: list[Series] = []
         self.unrouted = self.new_series(OTHER, OTHER)
         self.lost_log_lines = 0
+        self.wire_refusals: dict[str, int] = {}
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -118,6 +119,9 @@ class Metrics(Collector):
 
     def log_lines_lost(self, lines: int) -> None:
         self.lost_log_lines += lines
+
+    def wire_refusal(self, code: str) -> None:
+        self.wire_refusals[code] = self.wire_refusals.get(code, 0) + 1
 
     def exposition(self) -> bytes:
         """The page at `/metrics` (Prometheus text format 0.0.4)."""
@@ -153,7 +157,14 @@ class Metrics(Collector):
             tokens_out.add_metric(labels, s.output_tokens)
         lost = CounterMetricFamily("penstock_log_lines_lost", "Access-log lines that could not be written.")
         lost.add_metric((), self.lost_log_lines)
-        yield from (requests, attempts, tokens_in, tokens_out, lost)
+        refusals = CounterMetricFamily(
+            "penstock_wire_refusals",
+            "Requests refused before they were one: broken HTTP, too large, too slow.",
+            labels=("code",),
+        )
+        for code, count in self.wire_refusals.items():
+            refusals.add_metric((code,), count)
+        yield from (requests, attempts, tokens_in, tokens_out, lost, refusals)
 
     def _gauges(self) -> Iterator[Metric]:
         in_flight = GaugeMetricFamily(

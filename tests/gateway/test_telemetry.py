@@ -100,6 +100,13 @@ def test_models_clients_make_up_never_become_labels(gateway: GatewayHandle, fake
     assert gateway.metric("penstock_requests_total", model="other", outcome="client_error") >= 1
 
 
+def test_what_the_wire_refuses_is_counted_by_its_code(gateway: GatewayHandle) -> None:
+    before = gateway.metric("penstock_wire_refusals_total", code="headers_too_large")
+    answer = httpx.post(f"{gateway.url}/v1/chat/completions", json=CHAT, headers={"x-large": "x" * 70_000})
+    assert answer.status_code == 431
+    assert gateway.metric("penstock_wire_refusals_total", code="headers_too_large") == before + 1
+
+
 def test_every_request_is_one_access_line_with_the_facts(gateway: GatewayHandle, fake: FakeHandle) -> None:
     fake.script({"tokens": 4})
     ask(gateway, stream=True, headers={"x-request-id": "line-1"})
