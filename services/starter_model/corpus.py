@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from . import families_facts as facts
+from . import families_lookup as lookup
 from . import families_tasks as tasks
 from . import families_tools as tools
 from .example import Example, dice
@@ -57,7 +58,13 @@ FAMILIES: dict[str, tuple[Family, float]] = {
     "tool_call": (tools.tool_call, 1.5),
     "tool_answer": (tools.tool_answer, 0.7),
     "tool_none": (_tool_none, 0.4),
+    "letters_of": (lookup.letters_of, 1.0),
+    "options_of": (lookup.options_of, 0.5),
+    "labels_of": (lookup.labels_of, 0.8),
+    "owners_of": (lookup.owners_of, 0.8),
 }
+# Several questions in one: not part of the tokenizer's text nor of the first stages.
+DENSE = ("letters_of", "options_of", "labels_of", "owners_of")
 LEFT_OUT: dict[str, Family] = {"double": tasks.double, "second": tasks.second}
 # Known by heart: every entry was seen in training, in another phrasing.
 CLOSED = ("facts_en", "facts_zh", "capitals", "about", "mul", "days", "translate", "greet")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
+from .corpus import DENSE
 from .model import DRAFT, STARTER, Shape
 
 SEED = 2026
@@ -59,12 +60,15 @@ class Recipe:
         return sum(stage.steps * stage.rows * stage.length for stage in self.stages)
 
 
+NOT_YET = dict.fromkeys(DENSE, 0.0)
 COPYING = {
+    **NOT_YET,
     "letter_of": 3.0, "option_of": 3.0, "label_map": 2.0, "copy": 2.5, "reverse": 2.0, "first": 2.0, "last": 2.0,
     "mc_facts_en": 0.4, "mc_facts_zh": 0.4, "mc_bridge": 1.0, "tool_call": 0.6, "tool_answer": 0.6,
 }  # fmt: skip
 # Copying is learned by then: what it unlocks counts more, what is solved counts less.
 CHOOSING = {
+    **NOT_YET,
     "letter_of": 2.5, "option_of": 1.3, "label_map": 1.6, "mc_bridge": 1.6, "mc_facts_en": 1.4, "mc_facts_zh": 1.4,
     "add": 1.5, "sub": 1.6, "facts_zh": 1.7, "translate": 1.3, "reading": 1.5, "upper": 1.4, "sort": 1.2,
     "copy": 0.5, "first": 0.5, "last": 0.5, "count": 0.5, "reverse": 0.7, "about": 0.5, "capitals": 0.5, "greet": 0.7,
@@ -72,14 +76,26 @@ CHOOSING = {
 }  # fmt: skip
 # Letters and labels stand two or three tokens from what they label: the last thing to be learned.
 LOOKING_UP = {
+    **NOT_YET,
     "letter_of": 4.0, "option_of": 2.5, "label_map": 3.5, "reading": 2.5, "tool_call": 1.4, "mc_bridge": 1.3,
     "mc_facts_en": 0.6, "mc_facts_zh": 0.6, "add": 1.2, "sub": 1.2, "facts_zh": 1.7, "compare": 1.5, "yes_no": 1.5,
     "days": 1.5, "copy": 0.5, "first": 0.5, "last": 0.5, "count": 0.5, "reverse": 0.7, "capitals": 0.5,
 }  # fmt: skip
-SETTLING = {
+FALLING = {
+    **NOT_YET,
     "letter_of": 2.0, "option_of": 1.5, "label_map": 2.0, "reading": 2.0, "tool_call": 1.4, "mc_bridge": 1.8,
     "mc_facts_en": 1.5, "mc_facts_zh": 1.5, "add": 1.5, "sub": 1.3, "mul": 1.2, "compare": 1.3, "yes_no": 1.5,
     "days": 1.3, "facts_zh": 1.3, "sort": 1.5, "count_up": 1.6, "copy": 0.6, "count": 0.6, "first": 0.6,
+}  # fmt: skip
+# Half of all examples are look-ups, most of them dense.
+BINDING = {
+    "letters_of": 5.0, "labels_of": 4.0, "owners_of": 4.0, "options_of": 3.0, "letter_of": 1.5, "label_map": 1.0,
+    "reading": 1.5, "mc_bridge": 1.5, "mc_facts_en": 0.6, "mc_facts_zh": 0.6, "add": 0.6, "sub": 0.6, "facts_en": 0.6,
+    "copy": 0.4, "count": 0.4, "first": 0.5, "last": 0.5, "tool_answer": 0.5, "translate": 0.6, "capitals": 0.5,
+}  # fmt: skip
+SETTLING = {
+    "letters_of": 1.5, "letter_of": 1.3, "mc_bridge": 1.7, "mc_facts_en": 1.7, "mc_facts_zh": 1.7, "add": 1.3,
+    "sub": 1.3, "yes_no": 1.5, "sort": 1.3, "count_up": 1.6, "tool_call": 1.3, "facts_zh": 1.3, "days": 1.3,
 }  # fmt: skip
 
 RECIPES = {
@@ -87,10 +103,12 @@ RECIPES = {
         "starter",
         STARTER,
         (
-            Stage("copying", 1200, 8, 256, warm_up=51, hold=986, final=0.7063, mixes=((0, COPYING), (567, {}))),
+            Stage("copying", 1200, 8, 256, warm_up=51, hold=986, final=0.7063, mixes=((0, COPYING), (567, NOT_YET))),
             Stage("choosing", 1000, 8, 256, warm_up=36, hold=1000, final=1.0, mixes=((0, CHOOSING),)),
             Stage("looking-up", 500, 8, 256, 20, 500, final=1.0, peak=0.7, mixes=((0, LOOKING_UP),), apart=True),
-            Stage("settling", 1100, 8, 256, 10, 11, peak=0.6, mixes=((0, SETTLING),), apart=True),
+            Stage("falling", 600, 8, 256, 10, 11, final=0.47, peak=0.6, mixes=((0, FALLING),), apart=True),
+            Stage("binding", 600, 8, 256, 20, 600, final=1.0, peak=0.5, mixes=((0, BINDING),), apart=True),
+            Stage("settling", 700, 8, 256, 10, 70, peak=0.5, mixes=((0, SETTLING),), apart=True),
         ),
         description="Qwen3 architecture, 2.9 M parameters",
     ),

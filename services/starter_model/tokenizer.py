@@ -61,7 +61,7 @@ def token_id(tokenizer: Tokenizer, token: str) -> int:
 
 def _texts(seed: int) -> Iterator[str]:
     rng = dice("tokenizer", seed)
-    for example in islice(corpus.training_stream(rng, corpus.weights({})), EXAMPLES):
+    for example in islice(corpus.training_stream(rng, corpus.weights(dict.fromkeys(corpus.DENSE, 0.0))), EXAMPLES):
         text = chat.render_prompt(example.messages, example.tools) + example.answer_text
         for token in (*chat.SPECIAL_TOKENS, *chat.TOOL_TOKENS):
             text = text.replace(token, "\n")
