@@ -47,6 +47,7 @@ class Connection(asyncio.Protocol):
         "headers",
         "is_complete",
         "is_reused",
+        "on_body",
         "patience_s",
         "status",
         "timeout_words",
@@ -55,12 +56,13 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, pool: "Pool") -> None:
         self._pool = pool
+        self._buffer: list[bytes] = []
+        self.on_body = self._buffer.append  # the parser calls it for each piece: no Python function in between
         self._parser = httptools.HttpResponseParser(self)
         self._waiter: asyncio.Future[None] | None = None
         self._is_reading = True
         self.transport: asyncio.Transport | None = None
         self.is_reused = False
-        self._buffer: list[bytes] = []
         self._error: Exception | None = None
         self._has_length = False
         self._keeps_alive = False
@@ -234,12 +236,13 @@ class Connection(asyncio.Protocol):
             self.fail(UpstreamError(f"The engine answered with invalid HTTP: {error}."))
             self.close()
             return
-        if self._take is None:
+        take = self._take
+        if take is None:
             if not self.status:
                 self._check_head(len(data))
             self.nudge()
-        elif self._buffer:
-            self._hand_over(self._take)
+        elif self._buffer and self._error is None:
+            self._hand_over(take)
 
     def _check_head(self, size: int) -> None:
         self._head_bytes += size
@@ -264,10 +267,6 @@ class Connection(asyncio.Protocol):
             self.status = status
             self._has_length = b"content-length" in self.headers or b"transfer-encoding" in self.headers
             self._keeps_alive = self._parser.should_keep_alive()  # later the parser has forgotten
-
-    def on_body(self, body: bytes) -> None:
-        if not self.is_complete:
-            self._buffer.append(body)
 
     def on_message_complete(self) -> None:
         if self.status:
