@@ -130,7 +130,10 @@ class Connection(asyncio.Protocol):
         """
         self._take = take
         if self._buffer:
-            self._hand_over(take)
+            try:
+                take(self._take_buffer())
+            except Exception as error:  # noqa: BLE001 (the same as for what arrives later)
+                self._break_off(error)
 
     async def progress(self) -> None:
         """Wait for `nudge()`, the end of the response, or its failure."""
@@ -154,13 +157,10 @@ class Connection(asyncio.Protocol):
             self._is_reading = True
             self.transport.resume_reading()
 
-    def _hand_over(self, take: Callable[[bytes], None]) -> None:
-        try:
-            take(self._take_buffer())
-        except Exception as error:  # noqa: BLE001 (it is raised again where the response is awaited)
-            self.fail(error)
-            if self.transport is not None:
-                self.transport.abort()
+    def _break_off(self, error: Exception) -> None:
+        self.fail(error)
+        if self.transport is not None:
+            self.transport.abort()
 
     def release(self) -> None:
         """Give the connection back; it is closed instead when its response did not end cleanly."""
@@ -242,7 +242,10 @@ class Connection(asyncio.Protocol):
                 self._check_head(len(data))
             self.nudge()
         elif self._buffer and self._error is None:
-            self._hand_over(take)
+            try:
+                take(self._buffer.pop() if len(self._buffer) == 1 else self._take_buffer())
+            except Exception as error:  # noqa: BLE001 (it is raised again where the response is awaited)
+                self._break_off(error)
 
     def _check_head(self, size: int) -> None:
         self._head_bytes += size

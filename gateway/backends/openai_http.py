@@ -4,9 +4,9 @@ The client's body goes upstream as it came, unless the model's name, an identifi
 take, or the wish for a usage count must change it. Answers come back as bytes (sse.py).
 """
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any, ClassVar
 
 import msgspec
@@ -91,8 +91,7 @@ class OpenAIHTTP:
             if not connection.headers.get(b"content-type", b"").startswith(b"text/event-stream"):
                 raise engine_error(502, await connection.read_all(ERROR_LIMIT_BYTES))
             rename = (replica.served_model, call.model) if replica.served_model != call.model else None
-            reader = StreamReader(rename=rename, drop_usage=not call.wants_usage)
-            relay = _Relay(connection, sink, reader, self.patience.idle_timeout_s)
+            relay = _Relay(connection, sink, self.patience.idle_timeout_s, rename, drop_usage=not call.wants_usage)
             connection.pipe_to(relay.take)
             await relay.run()
         finally:
@@ -213,27 +212,35 @@ class OpenAIHTTP:
         return pool
 
 
-class _Relay:
-    """One stream on its way from a connection to a sink. `take` runs inside the read callback."""
+class _Relay(StreamReader):
+    """A reader between a connection and a sink. `take` runs inside the read callback."""
 
-    __slots__ = ("_connection", "_idle_timeout_s", "_idle_words", "_is_finished", "_reader", "_sink")
+    __slots__ = ("_connection", "_idle_timeout_s", "_idle_words", "_is_finished", "_push_content", "_sink")
 
-    def __init__(self, connection: Connection, sink: Sink, reader: StreamReader, idle_timeout_s: float) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        sink: Sink,
+        idle_timeout_s: float,
+        rename: tuple[str, str] | None,
+        drop_usage: bool,
+    ) -> None:
+        super().__init__(rename=rename, drop_usage=drop_usage)
         self._connection = connection
         self._sink = sink
-        self._reader = reader
+        self._push_content = sink.push_content
         self._idle_timeout_s = idle_timeout_s
         self._idle_words = f"nothing for {idle_timeout_s:g} s in the middle of its answer"
         self._is_finished = False
 
     def take(self, data: bytes) -> None:
-        now_s = time.monotonic()
-        if self._reader.is_plain(data):
+        now_s = monotonic()
+        if self.is_plain(data):
             self._connection.patience_s = now_s + self._idle_timeout_s
-            if self._sink.push_content(data, now_s):
+            if self._push_content(data, now_s):
                 self._hold()
-        elif not self._reader.is_done:  # after [DONE] there is nothing a client should see
-            chunk = self._reader.feed(data, now_s)
+        elif not self.is_done:  # after [DONE] there is nothing a client should see
+            chunk = self.feed(data, now_s)
             if chunk is not None:
                 self._take_chunk(chunk)
 
@@ -265,13 +272,13 @@ class _Relay:
                 await connection.progress()
             await connection.progress()
         except UpstreamError:
-            if not self._reader.is_done:
+            if not self.is_done:
                 raise
             return  # the client has everything; only the connection is spoilt
-        if self._reader.is_done:
+        if self.is_done:
             return
-        if self._reader.has_partial_event or not self._is_finished:
+        if self.has_partial_event or not self._is_finished:
             raise UpstreamError("The engine ended its stream before the answer was finished.")
         self._sink.push(
-            Chunk(b"data: [DONE]\n\n", time.monotonic(), is_last=True)
+            Chunk(b"data: [DONE]\n\n", monotonic(), is_last=True)
         )  # some engines never say it; clients wait for it

@@ -63,7 +63,7 @@ def _has_content(choice: _Choice) -> bool:
     return bool(delta.reasoning or delta.reasoning_content or delta.refusal)
 
 
-_NO_FRAME = (b"data: \0", b"\n\n")  # JSON never looks like this
+_NO_FRAME = (b"data: \0", b"\n\n", 7, 2)  # JSON never looks like this
 
 
 class StreamReader:
@@ -91,6 +91,7 @@ class StreamReader:
             self._tail = b""
         if not data.endswith(b"\n\n"):
             data, self._tail = _cut(data, searched)
+            self._frame = _NO_FRAME  # the next read begins in the middle of an event
             if len(self._tail) > EVENT_LIMIT_BYTES:
                 raise UpstreamError("The engine sent an event larger than the gateway holds.")
             if not data:
@@ -110,22 +111,16 @@ class StreamReader:
     def is_plain(self, data: bytes) -> bool:
         """One event with the same bytes as the last around other words: content and nothing else, seen without
         decoding. It goes to the client as it is and need not be fed."""
-        before, after = self._frame
-        start, end = len(before), len(data) - len(after)
-        return (
-            start < end
-            and data.startswith(before)
-            and data.endswith(after)
-            and data.find(b'"', start, end) < 0  # the words do not end before `after`
-            and not self._tail
-        )
+        before, after, start, after_size = self._frame
+        end = len(data) - after_size
+        return start < end and data.startswith(before) and data.endswith(after) and data.find(b'"', start, end) < 0
 
     def _learn(self, event: bytes) -> None:
         """Remember what surrounds the content of an event that was decoded and carries nothing else."""
         start = event.find(b'"content":"') + 11
         end = event.find(b'"', start)
         if start > 10 and b"\\" not in event[start:end]:
-            self._frame = event[:start], event[end:]
+            self._frame = event[:start], event[end:], start, len(event) - end
 
     def _read_events(self, data: bytes, chunk: Chunk) -> None:
         kept: list[bytes] | None = None  # only built when an event must go

@@ -84,7 +84,10 @@ class Sink(Protocol):
         ...
 
     def push_content(self, data: bytes, at_s: float) -> bool:
-        """The same as `push(Chunk(data, at_s, contents=1))`, quicker: nearly every event is one of these."""
+        """The same as `push(Chunk(data, at_s, contents=1))`, quicker: nearly every event is one of these.
+
+        Only after a first one with content has been pushed.
+        """
         ...
 
     @property

@@ -26,8 +26,6 @@ class Relay:
 
     def push_content(self, data: bytes, at_s: float) -> bool:
         record, client = self._record, self._client
-        if not record.contents:
-            return self.push(Chunk(data, at_s, contents=1))
         self._itl.observe(at_s - record.last_s)
         record.last_s = at_s
         record.contents += 1

@@ -53,7 +53,7 @@ class Record(msgspec.Struct, gc=False, eq=False):
                 self.first_s = chunk.at_s
                 self.series.ttft.observe(chunk.at_s - self.call.received_s)
             if contents > 1:
-                itl.observe(0.0, contents - 1)
+                itl.counts[0] += contents - 1  # gaps of nothing
             self.last_s = chunk.at_s
             self.contents += contents
         if chunk.usage is not None:
