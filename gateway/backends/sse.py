@@ -102,7 +102,7 @@ class StreamReader:
         if data.startswith(b"data: ") and data.find(b"\n") == len(data) - 2:  # one event, one line: nearly always
             if not self._read_event(data[6:], chunk):
                 chunk.data = b""
-            elif chunk.contents and chunk.usage is None and chunk.finish_reason is None and not self._renames:
+            elif chunk.contents and chunk.usage is None and chunk.finish_reason is None:
                 self._learn(data)
         else:
             self._read_events(data, chunk)
@@ -117,6 +117,8 @@ class StreamReader:
 
     def _learn(self, event: bytes) -> None:
         """Remember what surrounds the content of an event that was decoded and carries nothing else."""
+        if self._renames or self._tail:
+            return  # what comes next is not what goes out, or begins in the middle of an event
         start = event.find(b'"content":"') + 11
         end = event.find(b'"', start)
         if start > 10 and b"\\" not in event[start:end]:
