@@ -62,9 +62,11 @@ FAMILIES: dict[str, tuple[Family, float]] = {
     "options_of": (lookup.options_of, 0.5),
     "labels_of": (lookup.labels_of, 0.8),
     "owners_of": (lookup.owners_of, 0.8),
+    "pairs_of": (lookup.pairs_of, 0.8),
+    "neighbours": (lookup.neighbours, 0.8),
 }
 # Several questions in one: not part of the tokenizer's text nor of the first stages.
-DENSE = ("letters_of", "options_of", "labels_of", "owners_of")
+DENSE = ("letters_of", "options_of", "labels_of", "owners_of", "pairs_of", "neighbours")
 LEFT_OUT: dict[str, Family] = {"double": tasks.double, "second": tasks.second}
 # Known by heart: every entry was seen in training, in another phrasing.
 CLOSED = ("facts_en", "facts_zh", "capitals", "about", "mul", "days", "translate", "greet")

@@ -47,6 +47,44 @@ def labels_of(rng: random.Random) -> Example:
     return ask("labels_of", f"{listed}. What are {asked}?", answer)
 
 
+def pairs_of(rng: random.Random) -> Example:
+    """The question is said again right before each answer: binding in one hop, from which two hops grow."""
+    if rng.random() < 0.7:
+        letters, options, lines = _listing(rng)
+        chosen = _some(rng, len(options))
+        if rng.random() < 0.7:
+            asked, answer = (
+                ", ".join(options[i] for i in chosen),
+                ", ".join(f"{options[i]} {letters[i]}" for i in chosen),
+            )
+            return ask("pairs_of", f"{lines}\nOption and letter of {asked}?", answer)
+        asked, answer = ", ".join(letters[i] for i in chosen), ", ".join(f"{letters[i]} {options[i]}" for i in chosen)
+        return ask("pairs_of", f"{lines}\nLetter and option of {asked}?", answer)
+    people = rng.sample(words.PEOPLE, rng.randint(2, 4))
+    things = rng.sample(words.LIST_WORDS, len(people))
+    chosen = _some(rng, len(people))
+    text = " ".join(f"{who} has the {thing}." for who, thing in zip(people, things, strict=True))
+    asked, answer = ", ".join(things[i] for i in chosen), ", ".join(f"{things[i]} {people[i]}" for i in chosen)
+    return ask("pairs_of", f"{text} Thing and owner: {asked}?", answer)
+
+
+def neighbours(rng: random.Random) -> Example:
+    """The label stands right before what it labels (`A hat`, `red hat`): farther bindings grow from this one."""
+    count = rng.randint(2, 5)
+    options = rng.sample(list(words.OBJECTS), count)
+    if rng.random() < 0.4:
+        labels, join, head = rng.sample(list(words.COLORS), count), ", ", "Color of"
+    else:
+        labels = list(LETTERS[:count]) if rng.random() < 0.4 else rng.sample(LETTERS, count)
+        join, head = rng.choice(("\n", ", ", " ")), "Letters of"
+    chosen = _some(rng, count)
+    listed = join.join(f"{label} {option}" for label, option in zip(labels, options, strict=True))
+    asked = ", ".join(options[i] for i in chosen)
+    if rng.random() < 0.5:
+        return ask("neighbours", f"{listed}\n{head} {asked}?", ", ".join(labels[i] for i in chosen))
+    return ask("neighbours", f"{listed}\nPairs: {asked}", ", ".join(f"{options[i]} {labels[i]}" for i in chosen))
+
+
 def owners_of(rng: random.Random) -> Example:
     people = rng.sample(words.PEOPLE, rng.randint(2, 4))
     things = rng.sample(words.LIST_WORDS, len(people))

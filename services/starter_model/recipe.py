@@ -89,9 +89,27 @@ FALLING = {
 }  # fmt: skip
 # Half of all examples are look-ups, most of them dense.
 BINDING = {
+    "pairs_of": 0.0, "neighbours": 0.0,
     "letters_of": 5.0, "labels_of": 4.0, "owners_of": 4.0, "options_of": 3.0, "letter_of": 1.5, "label_map": 1.0,
     "reading": 1.5, "mc_bridge": 1.5, "mc_facts_en": 0.6, "mc_facts_zh": 0.6, "add": 0.6, "sub": 0.6, "facts_en": 0.6,
     "copy": 0.4, "count": 0.4, "first": 0.5, "last": 0.5, "tool_answer": 0.5, "translate": 0.6, "capitals": 0.5,
+}  # fmt: skip
+PAIRING = {
+    "neighbours": 0.0,
+    "pairs_of": 14.0, "letters_of": 3.0, "labels_of": 1.5, "owners_of": 2.5, "options_of": 1.5, "letter_of": 1.5,
+    "mc_facts_en": 0.5, "mc_facts_zh": 0.5, "add": 0.5, "sub": 0.5, "facts_en": 0.6, "mc_bridge": 1.2,
+    "copy": 0.4, "count": 0.4, "first": 0.4, "last": 0.4, "tool_answer": 0.5, "translate": 0.6, "capitals": 0.5,
+}  # fmt: skip
+REFINING = {
+    "neighbours": 0.0,
+    "pairs_of": 8.0, "letters_of": 5.0, "labels_of": 2.5, "owners_of": 3.5, "options_of": 1.5, "letter_of": 2.0,
+    "label_map": 1.5, "reading": 1.5, "mc_bridge": 2.0, "mc_facts_en": 0.7, "mc_facts_zh": 0.7, "add": 0.5, "sub": 0.5,
+    "copy": 0.4, "count": 0.4, "first": 0.4, "last": 0.4, "tool_answer": 0.5, "translate": 0.6, "capitals": 0.5,
+}  # fmt: skip
+NEARING = {
+    "neighbours": 15.0, "pairs_of": 5.0, "letters_of": 3.0, "labels_of": 1.0, "owners_of": 2.0, "letter_of": 1.5,
+    "mc_facts_en": 0.5, "mc_facts_zh": 0.5, "add": 0.5, "sub": 0.5, "facts_en": 0.6, "mc_bridge": 1.0,
+    "copy": 0.4, "count": 0.4, "first": 0.4, "last": 0.4, "tool_answer": 0.5, "translate": 0.6, "capitals": 0.5,
 }  # fmt: skip
 SETTLING = {
     "letters_of": 1.5, "letter_of": 1.3, "mc_bridge": 1.7, "mc_facts_en": 1.7, "mc_facts_zh": 1.7, "add": 1.3,
@@ -107,8 +125,11 @@ RECIPES = {
             Stage("choosing", 1000, 8, 256, warm_up=36, hold=1000, final=1.0, mixes=((0, CHOOSING),)),
             Stage("looking-up", 500, 8, 256, 20, 500, final=1.0, peak=0.7, mixes=((0, LOOKING_UP),), apart=True),
             Stage("falling", 600, 8, 256, 10, 11, final=0.47, peak=0.6, mixes=((0, FALLING),), apart=True),
-            Stage("binding", 600, 8, 256, 20, 600, final=1.0, peak=0.5, mixes=((0, BINDING),), apart=True),
-            Stage("settling", 700, 8, 256, 10, 70, peak=0.5, mixes=((0, SETTLING),), apart=True),
+            Stage("binding", 400, 8, 256, 20, 400, final=1.0, peak=0.5, mixes=((0, BINDING),), apart=True),
+            Stage("pairing", 300, 8, 256, 20, 300, final=1.0, peak=0.5, mixes=((0, PAIRING),), apart=True),
+            Stage("refining", 100, 16, 256, 20, 100, final=1.0, peak=0.15, mixes=((0, REFINING),), apart=True),
+            Stage("nearing", 300, 8, 256, 20, 300, final=1.0, peak=0.5, mixes=((0, NEARING),), apart=True),
+            Stage("settling", 600, 8, 256, 10, 60, peak=0.3, mixes=((0, SETTLING),), apart=True),
         ),
         description="Qwen3 architecture, 2.9 M parameters",
     ),

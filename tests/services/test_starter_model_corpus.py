@@ -172,6 +172,28 @@ def test_reading_answers_stand_in_the_text() -> None:
             assert f"Who has the {owners[example.answer]}?" in asked(example)
 
 
+def labels(prompt: str) -> dict[str, str]:
+    """What is labelled -> its label, from any of the listings."""
+    listing = prompt.rsplit("\n", 1)[0] if "\n" in prompt else prompt
+    pairs = re.findall(r"(\w+) has the (\w+)\.", listing)
+    pairs = pairs or [(value, key) for key, value in re.findall(r"(\w+): (\d)", listing)]
+    pairs = pairs or re.findall(r"(\w+)\. (\w+)", listing)
+    return {thing: label for label, thing in pairs or re.findall(r"(\w+) (\w+)", listing)}
+
+
+@pytest.mark.parametrize("family", corpus.DENSE)
+def test_dense_look_ups_answer_every_question_from_the_listing(family: str) -> None:
+    for example in samples(family):
+        by_thing = labels(asked(example))
+        by_label = {label: thing for thing, label in by_thing.items()}
+        known = {**by_thing, **by_label}
+        question = re.split(r"\n|\. (?=Who|What|Thing)", asked(example))[-1]
+        wanted = [word for word in re.findall(r"\w+", question) if word in known and word != "Letters"]
+        answers = [part.removeprefix("the ") for part in example.answer.split(", ")]
+        paired = " " in answers[0]
+        assert answers == [f"{word} {known[word]}" if paired else known[word] for word in wanted], asked(example)
+
+
 def test_json_answers_parse_and_take_every_value_from_the_sentence() -> None:
     for example in samples("as_json"):
         for value in json.loads(example.answer).values():
