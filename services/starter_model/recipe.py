@@ -14,7 +14,7 @@ class Stage:
 
     The rate climbs to `peak` (a share of the optimizers' own rates) over `warm_up` steps, holds until step `hold`, and
     falls in a line to the share `final` of the peak. `mixes`: from which step on which families count more or less.
-    `apart`: packed documents do not see each other.
+    `apart`: packed documents do not see each other. `stream`: what the data is seeded by, if not by the name.
     """
 
     name: str
@@ -27,6 +27,7 @@ class Stage:
     peak: float = 1.0
     mixes: tuple[tuple[int, dict[str, float]], ...] = ((0, {}),)
     apart: bool = False
+    stream: str = field(default="", repr=False)
 
     def boosts(self, step: int) -> dict[str, float]:
         return [boosts for start, boosts in self.mixes if step >= start][-1]
@@ -124,7 +125,19 @@ RECIPES = {
             Stage("copying", 1200, 8, 256, warm_up=51, hold=986, final=0.7063, mixes=((0, COPYING), (567, NOT_YET))),
             Stage("choosing", 1000, 8, 256, warm_up=36, hold=1000, final=1.0, mixes=((0, CHOOSING),)),
             Stage("looking-up", 500, 8, 256, 20, 500, final=1.0, peak=0.7, mixes=((0, LOOKING_UP),), apart=True),
-            Stage("falling", 600, 8, 256, 10, 11, final=0.47, peak=0.6, mixes=((0, FALLING),), apart=True),
+            Stage(
+                "falling",
+                600,
+                8,
+                256,
+                10,
+                11,
+                final=0.47,
+                peak=0.6,
+                mixes=((0, FALLING),),
+                apart=True,
+                stream="settling",
+            ),
             Stage("binding", 400, 8, 256, 20, 400, final=1.0, peak=0.5, mixes=((0, BINDING),), apart=True),
             Stage("pairing", 300, 8, 256, 20, 300, final=1.0, peak=0.5, mixes=((0, PAIRING),), apart=True),
             Stage("refining", 100, 16, 256, 20, 100, final=1.0, peak=0.15, mixes=((0, REFINING),), apart=True),

@@ -119,7 +119,7 @@ class Run:
         while self.state.step < stage.steps and not stop():
             step = self.state.step
             ids_BL, weights_BL, documents_BL = batches.batch(
-                stage.name, step, corpus.weights(stage.boosts(step)), stage.rows, stage.length
+                stage.stream or stage.name, step, corpus.weights(stage.boosts(step)), stage.rows, stage.length
             )
             mask = documents_mask(torch.from_numpy(documents_BL[:, :-1])) if stage.apart else None
             loss = loss_of_batch(torch.from_numpy(ids_BL), torch.from_numpy(weights_BL), mask)
