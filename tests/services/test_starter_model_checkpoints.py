@@ -112,10 +112,21 @@ def test_generation_ends_at_the_end_of_the_turn(name: str) -> None:
     assert max(added.values()) == config(name)["vocab_size"] - 1
 
 
-def test_the_starter_is_good_enough_to_measure_anything() -> None:
+# What serving, structured output, tool calls and compression are shown and measured with.
+RELIED_ON = (
+    "facts_en", "capitals", "translate", "add", "mul", "reverse", "copy", "count", "upper", "as_json",
+    "tool_call", "tool_answer", "tool_none", "greet", "memory",
+)  # fmt: skip
+
+
+def test_what_serving_relies_on_works_on_held_out_problems() -> None:
+    families = manifest("starter")["quality"]["families"]
+    assert {name: families[name]["accuracy"] for name in RELIED_ON if families[name]["accuracy"] < 0.8} == {}
+
+
+def test_every_family_is_reported_and_the_mean_is_theirs() -> None:
     quality = manifest("starter")["quality"]
     assert set(quality["families"]) == set(corpus.FAMILIES)
-    assert quality["mean_accuracy"] >= 0.9
     assert quality["mean_accuracy"] == pytest.approx(
         sum(family["accuracy"] for family in quality["families"].values()) / len(quality["families"]), abs=1e-4
     )
