@@ -58,7 +58,8 @@ def project(tmp_path: Path) -> Path:
 
 
 def make(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    environ = {key: text for key, text in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    ours = ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS", "ARGS")  # of the `make test` that runs us
+    environ = {key: text for key, text in os.environ.items() if key not in ours}
     offline = environ | {"PIP_NO_INDEX": "1", "PIP_NO_CACHE_DIR": "1"}
     command = ["make", f"PYTHON={sys.executable}", *args]
     return subprocess.run(command, cwd=folder, env=offline, capture_output=True, text=True, timeout=120, check=False)
