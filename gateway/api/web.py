@@ -102,10 +102,20 @@ def _card(name: str, model: Model) -> dict[str, Any]:
         card["root"] = model.name
     for deployment in model.deployments:
         for replica in deployment.replicas:
-            extra = {key: replica.model_card[key] for key in ("max_model_len", "penstock") if key in replica.model_card}
-            if extra:
-                return card | extra
+            if replica.model_card:
+                return card | _facts(replica.model_card)
     return card
+
+
+def _facts(engines_card: dict[str, Any]) -> dict[str, Any]:
+    """The context length, and of the checkpoint's manifest what fits a list: how it was made, not every stage."""
+    facts = {"max_model_len": engines_card["max_model_len"]} if "max_model_len" in engines_card else {}
+    manifest = engines_card.get("penstock")
+    if isinstance(manifest, dict):
+        facts["penstock"] = {key: value for key, value in manifest.items() if not isinstance(value, dict | list)}
+        if isinstance(quality := manifest.get("quality"), dict):
+            facts["penstock"]["quality"] = {k: v for k, v in quality.items() if not isinstance(v, dict | list)}
+    return facts
 
 
 class RequestId:

@@ -90,9 +90,13 @@ def client(stack: RunningStack) -> Iterator[OpenAI]:
         yield client
 
 
-def test_it_lists_the_model_under_its_public_name(client: OpenAI) -> None:
+def test_it_lists_the_model_under_its_public_name(client: OpenAI, engine: str) -> None:
     assert [model.id for model in client.models.list()] == [MODEL]
-    assert client.models.retrieve(MODEL).id == MODEL
+    model = client.models.retrieve(MODEL).model_dump()
+    assert (model["id"], model["max_model_len"]) == (MODEL, 2048)
+    if engine == "openvino":  # vLLM knows nothing of manifests
+        assert model["penstock"]["scheme"] == "BF16"
+        assert "recipe" not in model["penstock"]
 
 
 def test_the_same_greedy_text_streamed_and_whole(client: OpenAI) -> None:
