@@ -32,10 +32,6 @@ class Authenticator:
             digest = bytes.fromhex(hexdigest)
             self._by_start.setdefault(digest[:4], []).append((digest, name))
 
-    @property
-    def is_open(self) -> bool:
-        return not self._by_start
-
     def authenticate(self, authorization: bytes | None) -> str | None:
         """The name of the key in an `Authorization: Bearer` header. Raises Unauthorized (401)."""
         if not self._by_start:
