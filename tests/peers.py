@@ -144,7 +144,10 @@ class Peer:
                 return bytes(body), True
 
     def _more(self, end_s: float) -> bool:
-        self.sock.settimeout(max(0.001, end_s - time.monotonic()))
+        left_s = end_s - time.monotonic()
+        if left_s <= 0:  # also when there is always more to read
+            return False
+        self.sock.settimeout(left_s)
         try:
             data = self.sock.recv(262_144)
         except ConnectionError:

@@ -62,7 +62,10 @@ def receive(
     while until is None or until not in data:
         if data and quiet_s is not None:
             end_s = time.monotonic() + quiet_s
-        sock.settimeout(max(0.001, end_s - time.monotonic()))
+        left_s = end_s - time.monotonic()
+        if left_s <= 0:  # also when there is always more to read
+            break
+        sock.settimeout(left_s)
         try:
             piece = sock.recv(65_536)
         except TimeoutError:

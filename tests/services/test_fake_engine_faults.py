@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -14,20 +13,6 @@ from wire import CHAT, chat, dechunk, dial, events, exchange, receive, send
 
 QUIET_S = 0.15
 """Long enough to see that nothing comes; no claim rests on something being faster."""
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[FakeHandle]:
-    with start_fake() as handle:
-        yield handle
-
-
-@pytest.fixture
-def fake(server: FakeHandle) -> Iterator[FakeHandle]:
-    server.reset_script()
-    server.reset_stats()
-    yield server
-    server.wait(lambda stats: stats["active"] == 0)
 
 
 # ---- errors ----

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -17,20 +16,6 @@ from fakes import FakeHandle, start_fake
 from wire import CHAT, chat, dial, exchange, receive, send
 
 STREAMS = 500
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[FakeHandle]:
-    with start_fake() as handle:
-        yield handle
-
-
-@pytest.fixture
-def fake(server: FakeHandle) -> Iterator[FakeHandle]:
-    server.reset_script()
-    server.reset_stats()
-    yield server
-    server.wait(lambda stats: stats["active"] == 0)
 
 
 def samples(fake: FakeHandle) -> dict[str, float]:
