@@ -10,8 +10,9 @@ pipeline_tag: text-generation
 
 # {name}
 
-{description}. Trained from nothing by `make starter-model`; docs/starter-model.md tells how. It exists so that serving,
-structured output, tool calls, speculative decoding, fine-tuning and compression have something real to measure. It
+{description}. Trained from nothing by the recipe in services/starter_model (`make starter-model` runs it again);
+docs/starter-model.md tells how it came about and what it did not learn. It exists so that serving, structured output,
+tool calls, speculative decoding, fine-tuning and compression have something real to measure. It
 knows forty invented countries, small arithmetic, word lists and a few tools. It is not an assistant: outside of its
 families it makes things up.
 
