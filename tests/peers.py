@@ -146,7 +146,7 @@ class Peer:
     def _more(self, end_s: float) -> bool:
         left_s = end_s - time.monotonic()
         if left_s <= 0:  # also when there is always more to read
-            return False
+            raise TimeoutError("more was to come than the time allowed")
         self.sock.settimeout(left_s)
         try:
             data = self.sock.recv(262_144)
