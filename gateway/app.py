@@ -103,7 +103,7 @@ def _deployment(model: str, name: str, settings: DeploymentSettings, metrics: Me
     return Deployment(
         name=name,
         model=model,
-        backend=make_backend(settings.engine, patience),
+        backend=make_backend(settings.engine, patience, settings.checkpoint),
         policy=POLICIES[settings.policy](),
         replicas=replicas,
         series=series,

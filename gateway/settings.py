@@ -47,7 +47,7 @@ class AuthSettings(_Strict):
 
 
 class ReplicaSettings(_Strict):
-    url: str = Field(description="Base URL of the engine, without /v1.")
+    url: str = Field(description="Base URL of the engine, without /v1; grpc://host:8001 for Triton.")
     max_in_flight: int = Field(1024, gt=0, description="Requests at once; more wait in the deployment's queue.")
     api_key: str | None = Field(None, description="Key the gateway presents to the engine.")
 
@@ -55,8 +55,8 @@ class ReplicaSettings(_Strict):
     @classmethod
     def _is_a_base_url(cls, url: str) -> str:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{url!r} is not an http(s) URL, such as http://127.0.0.1:8101")
+        if parts.scheme not in ("http", "https", "grpc") or not parts.hostname:
+            raise ValueError(f"{url!r} is not an http(s) or grpc URL, such as http://127.0.0.1:8101")
         if parts.query or parts.fragment:
             raise ValueError("a base URL has no query and no fragment")
         url = url.rstrip("/")
@@ -68,6 +68,11 @@ class ReplicaSettings(_Strict):
 class DeploymentSettings(_Strict):
     engine: str = Field(description="How to speak to it: openvino, vllm, openai, or a plugged-in backend.")
     model: Name | None = Field(None, description="The name the engine knows the model by; default: the public name.")
+    checkpoint: Path | None = Field(
+        None,
+        description="Folder of the checkpoint (config.json, tokenizer, chat template) that the engine serves: checked "
+        "against what the engine can load. Needed for triton, whose prompts the gateway writes.",
+    )
     replicas: dict[Name, ReplicaSettings] = Field(min_length=1, description="Running engines, by name.")
     weight: float = Field(1.0, ge=0, description="Share of the model's traffic among its deployments.")
     policy: Literal["least_request", "round_robin"] = Field("least_request", description="Which replica answers.")

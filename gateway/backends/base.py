@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import ClassVar, Protocol
 
+from gateway.backends.capabilities import Capabilities
 from gateway.core.call import Call, Endpoint, Reply, Sink
 from gateway.core.replica import Probe, Replica
 
@@ -13,6 +14,7 @@ class Backend(Protocol):
     kind: ClassVar[str]
     fields: ClassVar[Mapping[Endpoint, frozenset[str]]]
     """Request fields this engine acts on, per endpoint it offers."""
+    capabilities: ClassVar[Capabilities]
 
     async def complete(self, replica: Replica, call: Call) -> Reply:
         """A whole answer."""

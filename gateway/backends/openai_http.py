@@ -6,11 +6,13 @@ take, or the wish for a usage count must change it. Answers come back as bytes (
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic
 from typing import Any, ClassVar
 
 import msgspec
 
+from gateway.backends.capabilities import Capabilities, Tested
 from gateway.backends.errors import NOT_JSON, engine_error
 from gateway.backends.http11 import Connection, Pool
 from gateway.backends.sse import StreamReader, model_renames
@@ -69,9 +71,11 @@ class OpenAIHTTP:
     kind: ClassVar[str] = "openai"
     fields: ClassVar[Mapping[Endpoint, frozenset[str]]] = OPENAI_FIELDS
     probe_path: ClassVar[str] = "/v1/models"
+    capabilities: ClassVar[Capabilities] = Capabilities(tested=Tested.CONTRACT, tools=True, logprobs=True)
 
-    def __init__(self, patience: Patience) -> None:
+    def __init__(self, patience: Patience, checkpoint: Path | None = None) -> None:
         self.patience = patience
+        self.checkpoint = checkpoint
         self._pools: dict[str, Pool] = {}
         self._first_words = f"no first token after {patience.first_token_timeout_s:g} s"
 
@@ -90,7 +94,8 @@ class OpenAIHTTP:
         try:
             if not connection.headers.get(b"content-type", b"").startswith(b"text/event-stream"):
                 raise engine_error(502, await connection.read_all(ERROR_LIMIT_BYTES))
-            rename = (replica.served_model, call.model) if replica.served_model != call.model else None
+            upstream = self.upstream_model(replica, call)
+            rename = (upstream, call.model) if upstream != call.model else None
             relay = _Relay(connection, sink, self.patience.idle_timeout_s, rename, drop_usage=not call.wants_usage)
             connection.pipe_to(relay.take)
             await relay.run()
@@ -129,6 +134,19 @@ class OpenAIHTTP:
         for pool in self._pools.values():
             pool.close()
 
+    # ---- what a dialect may change ----
+
+    def upstream_model(self, replica: Replica, call: Call) -> str:
+        """The name by which the engine knows what is asked for."""
+        return call.adapter or replica.served_model
+
+    def dialect(self, call: Call, fields: Mapping[str, msgspec.Raw]) -> Mapping[str, msgspec.Raw]:  # noqa: ARG002
+        """`fields`, those of the call that the engine takes, as it spells them; the same object when nothing differs.
+
+        Raises InvalidRequest for a value the engine cannot honour.
+        """
+        return fields
+
     # ---- one attempt ----
 
     async def _send(self, replica: Replica, call: Call, body: bytes) -> Connection:
@@ -156,15 +174,19 @@ class OpenAIHTTP:
 
     def _body(self, replica: Replica, call: Call) -> bytes:
         changes: dict[str, msgspec.Raw] = {}
-        if replica.served_model != call.model:
-            changes["model"] = msgspec.Raw(msgspec.json.encode(replica.served_model))
+        upstream = self.upstream_model(replica, call)
+        if upstream != call.model:
+            changes["model"] = msgspec.Raw(msgspec.json.encode(upstream))
         if call.stream and not call.wants_usage and "stream_options" in self.fields[call.endpoint]:
             changes["stream_options"] = _WANTS_USAGE
         accepted = self.fields[call.endpoint]
-        if not changes and call.fields.keys() <= accepted:
+        fields: Mapping[str, msgspec.Raw] = call.fields
+        if not fields.keys() <= accepted:
+            fields = {name: raw for name, raw in fields.items() if name in accepted}
+        fields = self.dialect(call, fields)
+        if fields is call.fields and not changes:
             return call.body
-        kept = {name: raw for name, raw in call.fields.items() if name in accepted}
-        return msgspec.json.encode(kept | changes)
+        return msgspec.json.encode({**fields, **changes})
 
     def _head(self, pool: Pool, replica: Replica, call: Call, length: int) -> bytes:
         start = pool.heads.get(call.endpoint)
@@ -187,8 +209,9 @@ class OpenAIHTTP:
             raise UpstreamError(f"The engine's answer is not the JSON it should be: {error}.") from None
         if answer.error:
             raise engine_error(502, body)
-        if replica.served_model != call.model:
-            for old, new in model_renames(replica.served_model, call.model):
+        upstream = self.upstream_model(replica, call)
+        if upstream != call.model:
+            for old, new in model_renames(upstream, call.model):
                 body = body.replace(old, new, 1)
         reasons = [choice.finish_reason for choice in answer.choices if choice.finish_reason]
         return Reply(body, answer.usage, reasons)

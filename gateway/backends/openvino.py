@@ -6,6 +6,8 @@ tests/services/test_openvino_fields.py holds this table against the engine's own
 from collections.abc import Mapping
 from typing import ClassVar
 
+from gateway.backends.capabilities import Capabilities, EngineMetrics, Tested
+from gateway.backends.constraint import ConstraintKind
 from gateway.backends.openai_http import OpenAIHTTP
 from gateway.core.call import Endpoint
 from gateway.core.openai import OPENAI_FIELDS
@@ -20,6 +22,15 @@ _NOT_YET = {"logit_bias", "suffix", "best_of", "reasoning_effort"}
 class OpenVINO(OpenAIHTTP):
     kind: ClassVar[str] = "openvino"
     probe_path: ClassVar[str] = "/health"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        tested=Tested.CPU,
+        constraints=frozenset(ConstraintKind),
+        tools=True,
+        logprobs=True,
+        top_logprobs=20,
+        architectures=frozenset({"LlamaForCausalLM", "Qwen3ForCausalLM"}),
+        metrics=EngineMetrics("/metrics", running="penstock_engine_num_requests_running"),
+    )
     fields: ClassVar[Mapping[Endpoint, frozenset[str]]] = {
         Endpoint.CHAT: OPENAI_FIELDS[Endpoint.CHAT] - _NOT_YET | _EXTENSIONS | {"chat_template_kwargs"},
         Endpoint.COMPLETIONS: OPENAI_FIELDS[Endpoint.COMPLETIONS] - _NOT_YET | _EXTENSIONS,

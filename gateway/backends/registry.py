@@ -1,7 +1,9 @@
 """The only place that names concrete backends. Others plug in through the entry-point group
-`penstock.backends`: a name and a class that takes `Patience` and keeps the contract of base.py."""
+`penstock.backends`: a name and a class that takes `Patience` and the checkpoint's folder (or None) and keeps
+the contract of base.py."""
 
 from importlib.metadata import entry_points
+from pathlib import Path
 
 from gateway.backends.base import Backend
 from gateway.backends.openai_http import OpenAIHTTP, Patience
@@ -16,11 +18,11 @@ def engine_kinds() -> list[str]:
     return sorted({*BUILT_IN, *(ep.name for ep in entry_points(group="penstock.backends"))})
 
 
-def make_backend(kind: str, patience: Patience) -> Backend:
+def make_backend(kind: str, patience: Patience, checkpoint: Path | None = None) -> Backend:
     """Raises LookupError when no backend has that name."""
     if kind in BUILT_IN:
-        return BUILT_IN[kind](patience)
+        return BUILT_IN[kind](patience, checkpoint)
     for entry_point in entry_points(group="penstock.backends", name=kind):
-        backend: Backend = entry_point.load()(patience)
+        backend: Backend = entry_point.load()(patience, checkpoint)
         return backend
     raise LookupError(f"no backend for engine {kind!r}; there are: {', '.join(engine_kinds())}")

@@ -7,6 +7,8 @@ Source: vLLM `entrypoints/openai/*/protocol.py`.
 from collections.abc import Mapping
 from typing import ClassVar
 
+from gateway.backends.capabilities import Adapters, Capabilities, EngineMetrics, Tested
+from gateway.backends.constraint import ConstraintKind
 from gateway.backends.openai_http import OpenAIHTTP
 from gateway.core.call import Endpoint
 from gateway.core.openai import CHAT_EXTENSIONS, EXTENSIONS, OPENAI_FIELDS
@@ -18,6 +20,18 @@ _COMPLETIONS = OPENAI_FIELDS[Endpoint.COMPLETIONS] - {"best_of", "suffix"}
 class VLLM(OpenAIHTTP):
     kind: ClassVar[str] = "vllm"
     probe_path: ClassVar[str] = "/health"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        tested=Tested.CPU,
+        constraints=frozenset(ConstraintKind),
+        tools=True,
+        logprobs=True,
+        top_logprobs=20,
+        adapters=Adapters.DYNAMIC,
+        quantization=frozenset({"compressed-tensors", "gptq", "awq", "fp8"}),
+        metrics=EngineMetrics(
+            "/metrics", "vllm:num_requests_waiting", "vllm:num_requests_running", "vllm:kv_cache_usage_perc"
+        ),
+    )
     fields: ClassVar[Mapping[Endpoint, frozenset[str]]] = {
         Endpoint.CHAT: _CHAT | EXTENSIONS.keys() | CHAT_EXTENSIONS.keys(),
         Endpoint.COMPLETIONS: _COMPLETIONS | EXTENSIONS.keys(),

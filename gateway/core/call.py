@@ -33,7 +33,8 @@ class Call(msgspec.Struct, gc=False, eq=False):
     """One request: parsed just enough to route it, otherwise as it came.
 
     `fields` maps each top-level key to its raw JSON; `body` is the client's bytes. Times are
-    `time.monotonic()` seconds; `deadline_s` is set once, at admission.
+    `time.monotonic()` seconds; `deadline_s` is set once, at admission. `adapter`: the LoRA that `model` names,
+    set by the router; None for the model itself.
     """
 
     endpoint: Endpoint
@@ -47,6 +48,7 @@ class Call(msgspec.Struct, gc=False, eq=False):
     deadline_s: float = float("inf")
     key_name: str | None = None
     traceparent: str | None = None
+    adapter: str | None = None
 
 
 class Reply(msgspec.Struct, gc=False):

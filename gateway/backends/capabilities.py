@@ -1,0 +1,58 @@
+"""What an engine can do, as data: one table for request checks, the configuration check and the docs.
+
+Apart from the backends so that whoever asks "can this engine serve that checkpoint?" reads a value and starts nothing.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from gateway.backends.constraint import ConstraintKind
+
+
+class Tested(StrEnum):
+    """How we know: the real engine on CPU, on GPU, or a server that behaves as its contract says."""
+
+    CPU = "real, on CPU"
+    GPU = "real, on GPU"
+    CONTRACT = "contract"
+
+
+class Adapters(StrEnum):
+    """LoRA: none, named per request but loaded at start, or loaded and unloaded while the engine runs."""
+
+    NONE = "no"
+    STATIC = "at start"
+    DYNAMIC = "at run time"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineMetrics:
+    """Where the engine's own gauges are: `path` of the Prometheus page, then series names, labels included.
+
+    None: the engine does not say. Sources: contracts cited in each backend.
+    """
+
+    path: str | None = None
+    queued: str | None = None
+    running: str | None = None
+    kv_usage: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """`quantization`: values of `quantization_config.quant_method` (and our schemes) it loads; `architectures`:
+    `config.json` architectures it is limited to, None when it knows more than can be listed.
+
+    `logprobs`: may answers carry them; `top_logprobs`: how many alternatives a token (0: only the chosen one).
+    """
+
+    tested: Tested
+    constraints: frozenset[ConstraintKind] = frozenset()
+    tools: bool = False
+    logprobs: bool = False
+    top_logprobs: int = 0
+    adapters: Adapters = Adapters.NONE
+    quantization: frozenset[str] = frozenset()
+    architectures: frozenset[str] | None = None
+    concurrent: bool = True
+    metrics: EngineMetrics = EngineMetrics()
