@@ -55,7 +55,7 @@ def test_one_replica_is_reached_by_its_path_in_the_environment(read) -> None:  #
         (GOOD + "server: {drain_timeout_s: soon}", "server.drain_timeout_s", "integer"),
         ("models: {}", "models", "at least 1"),
         ("models: {m: {deployments: {}}}", "models.m.deployments", "at least 1"),
-        (GOOD.replace("http://127.0.0.1:8101/", "127.0.0.1:8101"), "replicas.a.url", "not an http(s) URL"),
+        (GOOD.replace("http://127.0.0.1:8101/", "127.0.0.1:8101"), "replicas.a.url", "not an http(s) or grpc URL"),
         (GOOD.replace("8101/", "8101/v1"), "replicas.a.url", "/v1"),
         (GOOD.replace("vllm", "vllm, policy: magic"), "policy", "least_request"),
         (GOOD + "auth: {keys: {alice: {sha256: abc}}}", "auth.keys.alice.sha256", "pattern"),
