@@ -17,11 +17,14 @@ from stack import ports
 from stack.errors import StackError
 from stack.files import read_profile
 from stack.process import Spec
-from stack.settings import Engine, Profile, StackFile, fill
+from stack.settings import Engine, Profile, StackFile, fill, port_key
 
 API_KEY_VARIABLE = "PENSTOCK_API_KEY"
 ENGINE_HOST = "127.0.0.1"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+Ports = dict[str, int]
+"""One replica's, by placeholder: port, and port_NAME for every further one of its profile."""
 
 
 @dataclass(frozen=True)
@@ -99,18 +102,19 @@ def model_name(checkpoint: Path) -> str:
     return name if isinstance(name, str) and name else checkpoint.resolve().name.removesuffix(".gguf")
 
 
-def require_free_ports(engines: list[ServedEngine], gateway: tuple[str, int], chosen: dict[str, list[int]]) -> None:
+def require_free_ports(engines: list[ServedEngine], gateway: tuple[str, int], chosen: dict[str, list[Ports]]) -> None:
     """Raises StackError naming the first port that is taken now."""
     host, port = gateway
     ports.require_free(host, port, "choose another: --port, or gateway.server.port (make serve PORT=...)")
     for engine in engines:
-        for one in chosen[engine.name]:
+        for one in (port for replica in chosen[engine.name] for port in replica.values()):
             ports.require_free(ENGINE_HOST, one, f"choose another: engines.{engine.name}.port")
 
 
-def choose_ports(engines: list[ServedEngine], gateway: tuple[str, int]) -> dict[str, list[int]]:
-    """A port for every replica: the file's, or the next free ones; raises StackError when two are the same."""
-    used, chosen = {gateway[1]}, {}
+def choose_ports(engines: list[ServedEngine], gateway: tuple[str, int]) -> dict[str, list[Ports]]:
+    """Ports for every replica: the file's, or the next free ones; raises StackError when two are the same."""
+    used: set[int] = {gateway[1]}
+    chosen: dict[str, list[Ports]] = {}
     for engine in sorted(engines, key=lambda engine: engine.entry.port is None):  # fixed ports first
         first, count = engine.entry.port, engine.entry.replicas
         wanted = range(first, first + count) if first else ports.free_ports(ENGINE_HOST, count, used)
@@ -120,12 +124,20 @@ def choose_ports(engines: list[ServedEngine], gateway: tuple[str, int]) -> dict[
             if one > 65535:
                 raise StackError(f"engines.{engine.name}.port: {count} replicas from {first} go beyond port 65535", 2)
             used.add(one)
-        chosen[engine.name] = list(wanted)
+        chosen[engine.name] = [{"port": one} for one in wanted]
+    for engine in engines:
+        for replica in chosen[engine.name]:
+            further = [port_key(name) for name in engine.profile.ports]
+            replica |= dict(zip(further, ports.free_ports(ENGINE_HOST, len(further), used), strict=True))
+            used.update(replica.values())
     return chosen
 
 
-def values(engine: ServedEngine, place: Place, port: int = 0, checkpoint: str | None = None) -> dict[str, str]:
-    """What the placeholders of the profile mean for one replica."""
+def values(
+    engine: ServedEngine, place: Place, on: Ports | None = None, checkpoint: str | None = None
+) -> dict[str, str]:
+    """What the placeholders of the profile mean for one replica; before it has any, ports are 0."""
+    unset = {"port": 0} | {port_key(name): 0 for name in engine.profile.ports}
     return {
         "python": sys.executable,
         "root": str(place.root),
@@ -133,19 +145,18 @@ def values(engine: ServedEngine, place: Place, port: int = 0, checkpoint: str | 
         "checkpoint": checkpoint or engine.checkpoint,
         "name": engine.model,
         "host": ENGINE_HOST,
-        "port": str(port),
         "cache": str(place.cache),
-    }
+    } | _texts(unset | (on or {}))
 
 
 def replica_specs(
-    engine: ServedEngine, place: Place, on_ports: list[int], environ: dict[str, str], checkpoint: str | None = None
+    engine: ServedEngine, place: Place, on_ports: list[Ports], environ: dict[str, str], checkpoint: str | None = None
 ) -> list[Spec]:
     """One process for every replica. `checkpoint`: where a fetched hub id lies now."""
     profile, entry = engine.profile, engine.entry
     specs = []
-    for index, port in enumerate(on_ports):
-        known = values(engine, place, port, checkpoint)
+    for index, on in enumerate(on_ports):
+        known = values(engine, place, on, checkpoint)
         specs.append(
             Spec(
                 name=engine.replica_name(index),
@@ -153,7 +164,8 @@ def replica_specs(
                 env=_environment(environ, {key: fill(text, known) for key, text in profile.env.items()} | entry.env),
                 cwd=place.root,
                 host=ENGINE_HOST,
-                port=port,
+                port=on["port"],
+                ready_port=on[port_key(profile.ready.port)] if profile.ready.port else None,
                 ready_path=profile.ready.path,
                 ready_timeout_s=profile.ready.timeout_s,
                 stop_signal=signal.Signals[profile.stop.signal],
@@ -180,7 +192,7 @@ def gateway_config(
     stack: StackFile,
     engines: list[ServedEngine],
     address: tuple[str, int],
-    on_ports: dict[str, list[int]],
+    on_ports: dict[str, list[Ports]],
     key: str | None,
 ) -> dict[str, Any]:
     """The gateway's own YAML: the file's `gateway:` with the address, the key's hash and the engines filled in."""
@@ -195,12 +207,25 @@ def gateway_config(
             raise StackError(
                 f"gateway.models.{engine.model}.deployments.{engine.name} is an engine's name too: rename one", 2
             )
-        replicas = {
-            engine.replica_name(index): {"url": ports.url(ENGINE_HOST, one)}
-            for index, one in enumerate(on_ports[engine.name])
-        }
-        deployments[engine.name] = {"engine": engine.profile.engine, "model": engine.model, "replicas": replicas}
+        deployments[engine.name] = _deployment(engine, on_ports[engine.name])
     return config
+
+
+def _deployment(engine: ServedEngine, on_ports: list[Ports]) -> dict[str, Any]:
+    profile = engine.profile
+    told: dict[str, Any] = {"engine": profile.engine, "model": engine.model}
+    if engine.checkpoint and not engine.is_hub_id and Path(engine.checkpoint).is_dir():
+        told["checkpoint"] = engine.checkpoint
+    told |= profile.deployment
+    told["replicas"] = {
+        engine.replica_name(index): {"url": fill(profile.url, {"host": ENGINE_HOST} | _texts(on))}
+        for index, on in enumerate(on_ports)
+    }
+    return told
+
+
+def _texts(on: Ports) -> dict[str, str]:
+    return {key: str(port) for key, port in on.items()}
 
 
 def _require_keys(config: dict[str, Any], host: str, key: str | None) -> None:

@@ -22,6 +22,8 @@ def require_free(host: str, port: int, hint: str) -> None:
 def free_ports(host: str, count: int, avoid: set[int]) -> list[int]:
     """The first `count` free ports from 8101 on, none of `avoid`."""
     found: list[int] = []
+    if count == 0:
+        return found
     for port in range(FIRST_ENGINE_PORT, 65536):
         if port not in avoid and _is_free(host, port):
             found.append(port)

@@ -29,6 +29,7 @@ class Spec:
     cwd: Path
     host: str = ""
     port: int = 0
+    ready_port: int | None = None  # where ready_path is asked for, when not on `port`
     ready_path: str = "/health"
     ready_timeout_s: float = 300.0
     stop_signal: int = signal.SIGTERM

@@ -90,7 +90,7 @@ class Stack:
         self._screen.end_progress()
         self._announce(config)
 
-    async def _start_engines(self, engines: list[ServedEngine], on_ports: dict[str, list[int]]) -> None:
+    async def _start_engines(self, engines: list[ServedEngine], on_ports: dict[str, list[plan.Ports]]) -> None:
         self._screen.start_progress()
         await self._set_up(engines)
         checkpoints = {engine.name: await self._fetch(engine) for engine in engines if engine.needs_fetch}

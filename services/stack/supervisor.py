@@ -101,13 +101,17 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.spec.ready_timeout_s
         while not ended.done() and loop.time() < deadline:
-            if await http_status(self.spec.host, self.spec.port, self.spec.ready_path) == 200 and not ended.done():
+            if await self._answers() and not ended.done():
                 self._was_ready = True
                 self.ready.set()
                 self._say("ready")
                 return loop.time()
             await asyncio.wait({ended}, timeout=POLL_S)
         return None
+
+    async def _answers(self) -> bool:
+        spec = self.spec
+        return await http_status(spec.host, spec.ready_port or spec.port, spec.ready_path) == 200
 
     def _is_hopeless(self) -> bool:
         limit = self._restart.max_failures if self._was_ready else self._restart.max_failed_starts

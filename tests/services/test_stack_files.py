@@ -68,6 +68,13 @@ def test_what_is_no_text_file_is_refused(tmp_path: Path, content: bytes | None, 
         ('env: {X: "{prot}"}', "unknown placeholder {prot}; known: python root venv"),
         ("stop: {signal: SIGKILL}", "stop.signal: Input should be 'SIGTERM' or 'SIGINT'"),
         ("ready: {path: health}", "ready.path: "),
+        ("ready: {port: http}", "ready: port 'http' is none of `ports`: there are none"),
+        ("ports: [http, grpc]\nready: {port: htttp}", "ready: port 'htttp' is none of `ports`: http, grpc"),
+        ("ports: [http, http]", "ports: a name stands here twice"),
+        ("ports: [HTTP]", "ports.0: "),
+        ('url: "grpc://{host}:{port_grpc}"', "url: unknown placeholder {port_grpc}; known: host port"),
+        ('ports: [http]\nenv: {X: "{port_metrics}"}', "unknown placeholder {port_metrics}; known: python root venv"),
+        ("deployment: {replicas: {}}", "deployment: 'replicas' is filled in by the stack"),
     ],
 )
 def test_a_wrong_profile_is_refused_with_the_key(tmp_path: Path, line: str, complaint: str) -> None:
@@ -85,7 +92,8 @@ def test_every_shipped_profile_can_be_read_and_filled(path: Path, tmp_path: Path
     entry = {"profile": f"{path.parent.parent.name}/{path.stem}", "checkpoint": "ckpt"}
     place = Place(ROOT, tmp_path, tmp_path / "run")
     [engine] = served_engines(StackFile.model_validate({"engines": {"a": entry}}), place)
-    [spec] = replica_specs(engine, place, [8123], {})
+    on = {"port": 8123} | {f"port_{name}": 8124 + index for index, name in enumerate(engine.profile.ports)}
+    [spec] = replica_specs(engine, place, [on], {})
     line = " ".join(spec.command)
     assert (str(tmp_path / "ckpt") in line) == ("{checkpoint}" in path.read_text())
     assert "8123" in line
@@ -126,7 +134,7 @@ def test_only_a_profile_that_loads_one_needs_a_checkpoint(tmp_path: Path) -> Non
 
 def test_a_hub_id_goes_to_vllm_as_it_is_and_names_the_model(tmp_path: Path) -> None:
     engine = _served(tmp_path, checkpoint="Qwen/Qwen3-0.6B")
-    [spec] = replica_specs(engine, Place(ROOT, tmp_path, tmp_path), [1], {})
+    [spec] = replica_specs(engine, Place(ROOT, tmp_path, tmp_path), [{"port": 1}], {})
     assert "Qwen/Qwen3-0.6B" in spec.command
     assert engine.model == "Qwen3-0.6B"
     assert not engine.needs_fetch
@@ -150,8 +158,8 @@ def test_replicas_get_consecutive_ports_and_the_others_step_aside(tmp_path: Path
     first = _served(tmp_path, replicas=3, port=18101)
     second = _served(tmp_path, name="b")
     chosen = choose_ports([second, first], ("127.0.0.1", 8000))
-    assert chosen["a"] == [18101, 18102, 18103]
-    assert chosen["b"][0] >= 8101
+    assert chosen["a"] == [{"port": 18101}, {"port": 18102}, {"port": 18103}]
+    assert chosen["b"][0]["port"] >= 8101
     with pytest.raises(StackError, match=r"engines.b.port: 18102 is used twice"):
         choose_ports([first, _served(tmp_path, name="b", port=18102)], ("127.0.0.1", 8000))
     with pytest.raises(StackError, match="beyond port 65535"):
@@ -162,11 +170,61 @@ def test_the_gateway_is_told_every_replica_and_keeps_what_the_file_says(tmp_path
     engine = _served(tmp_path, replicas=2, model="m")
     gateway = {"server": {"port": 1, "keep": 1}, "models": {"m": {"deployments": {"far": {"engine": "openai"}}}}}
     stack = StackFile.model_validate({"gateway": gateway, "engines": {"a": engine.entry.model_dump()}})
-    config = gateway_config(stack, [engine], ("127.0.0.1", 8000), {"a": [8101, 8102]}, None)
+    config = gateway_config(stack, [engine], ("127.0.0.1", 8000), {"a": [{"port": 8101}, {"port": 8102}]}, None)
     assert config["server"] == {"host": "127.0.0.1", "port": 8000, "keep": 1}
     assert config["models"]["m"]["deployments"]["a"]["replicas"]["a-2"] == {"url": "http://127.0.0.1:8102"}
     assert "far" in config["models"]["m"]["deployments"]
     assert "auth" not in config
+
+
+MANY_PORTS = """
+engine: triton
+description: d
+ports: [http, metrics]
+url: "grpc://{host}:{port}"
+deployment: {model: ensemble, max_tokens_default: 5}
+command: [x, "{port}", "{port_http}", "{port_metrics}"]
+ready: {path: /v2/health/ready, port: http}
+"""
+
+
+def test_an_engine_with_several_ports_gets_free_ones_and_is_probed_on_the_one_it_names(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(MANY_PORTS)
+    first = _served(tmp_path, profile="p.yaml", replicas=2, port=18101)
+    second = _served(tmp_path, name="b", profile="p.yaml", port=18103)
+    chosen = choose_ports([first, second], ("127.0.0.1", 8000))
+    assert [on["port"] for on in chosen["a"]] == [18101, 18102]
+    every = [port for replicas in chosen.values() for on in replicas for port in on.values()]
+    assert len(every) == len(set(every)) == 9
+    specs = replica_specs(first, Place(ROOT, tmp_path, tmp_path), chosen["a"], {})
+    for spec, on in zip(specs, chosen["a"], strict=True):
+        assert spec.command[1:] == tuple(str(on[key]) for key in ("port", "port_http", "port_metrics"))
+        assert (spec.port, spec.ready_port) == (on["port"], on["port_http"])
+
+
+def test_the_profile_says_how_the_gateway_reaches_the_engine_and_what_it_is_told(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(MANY_PORTS)
+    engine = _served(tmp_path, profile="p.yaml", model="m")
+    stack = StackFile.model_validate({"engines": {"a": engine.entry.model_dump()}})
+    on = {"port": 8101, "port_http": 8102, "port_metrics": 8103}
+    config = gateway_config(stack, [engine], ("127.0.0.1", 8000), {"a": [on]}, None)
+    assert config["models"]["m"]["deployments"]["a"] == {
+        "engine": "triton",
+        "model": "ensemble",
+        "checkpoint": str(tmp_path / "ckpt"),
+        "max_tokens_default": 5,
+        "replicas": {"a": {"url": "grpc://127.0.0.1:8101"}},
+    }
+
+
+def test_the_gateway_is_told_of_checkpoints_that_are_folders_here(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").touch()
+    entries = {"ckpt": str(tmp_path / "ckpt"), "m.gguf": None, "Qwen/Qwen3-0.6B": None}
+    for checkpoint, told in entries.items():
+        engine = _served(tmp_path, checkpoint=checkpoint, model="m")
+        stack = StackFile.model_validate({"engines": {"a": engine.entry.model_dump()}})
+        config = gateway_config(stack, [engine], ("127.0.0.1", 8000), {"a": [{"port": 1}]}, None)
+        assert config["models"]["m"]["deployments"]["a"].get("checkpoint") == told
 
 
 def test_a_key_is_told_as_its_hash_beside_the_files_own(tmp_path: Path) -> None:
@@ -174,7 +232,7 @@ def test_a_key_is_told_as_its_hash_beside_the_files_own(tmp_path: Path) -> None:
     stack = StackFile.model_validate(
         {"gateway": {"auth": {"keys": {"bob": {"sha256": "00"}}}}, "engines": {"a": engine.entry.model_dump()}}
     )
-    keys = gateway_config(stack, [engine], ("0.0.0.0", 8000), {"a": [8101]}, "secret")["auth"]["keys"]
+    keys = gateway_config(stack, [engine], ("0.0.0.0", 8000), {"a": [{"port": 8101}]}, "secret")["auth"]["keys"]
     assert keys == {"bob": {"sha256": "00"}, "default": {"sha256": hashlib.sha256(b"secret").hexdigest()}}
 
 
@@ -183,9 +241,9 @@ def test_without_a_key_only_loopback_is_served(tmp_path: Path, host: str) -> Non
     engine = _served(tmp_path)
     stack = StackFile.model_validate({"engines": {"a": engine.entry.model_dump()}})
     with pytest.raises(StackError, match="export PENSTOCK_API_KEY="):
-        gateway_config(stack, [engine], (host, 8000), {"a": [8101]}, None)
+        gateway_config(stack, [engine], (host, 8000), {"a": [{"port": 8101}]}, None)
     for loopback in ("127.0.0.1", "127.8.8.8", "::1", "localhost"):
-        assert gateway_config(stack, [engine], (loopback, 8000), {"a": [8101]}, None)
+        assert gateway_config(stack, [engine], (loopback, 8000), {"a": [{"port": 8101}]}, None)
 
 
 def test_the_command_line_wins_over_the_file_for_the_address() -> None:
