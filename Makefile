@@ -21,7 +21,7 @@ TRAIN := .venvs/train
 TRAIN_STAMP := $(TRAIN)/.penstock-train-$(DIGEST)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast lint bench-gateway starter-model dev vllm clean
+.PHONY: help serve test test-fast lint bench-gateway starter-model protos dev vllm clean
 
 help: ## This text
 	@printf 'Penstock: real language models behind one OpenAI-compatible gateway, on this machine.\n\n'
@@ -50,6 +50,10 @@ bench-gateway: $(DEV_STAMP) ## Measure the gateway against nginx (docs/performan
 starter-model: $(TRAIN_STAMP) ## Train, measure and export the starter model again (.venvs/train, half an hour)
 	@$(TRAIN)/bin/python -m starter_model train $(ARGS)
 	@$(TRAIN)/bin/python -m starter_model export $(ARGS)
+
+protos: $(DEV_STAMP) ## Write gateway/protos/*_pb2* again from the .proto files
+	@$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. \
+	    $$(find gateway/protos -name '*.proto')
 
 dev: $(DEV_STAMP) ## Only set up .venv with everything for work on the code
 
