@@ -9,6 +9,7 @@ role, finish and usage events, comments and `[DONE]` do not (docs/request-life.m
 """
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -163,6 +164,12 @@ class StreamReader:
         if has_content:
             chunk.contents += 1
         return not (self._drop_usage and event.usage is not None and not event.choices)
+
+
+def payloads(data: bytes) -> Iterator[bytes]:
+    """The `data` of each of some complete events, comments left out."""
+    events = data.split(b"\n\n") if b"\r" not in data else _BOUNDARY.split(data)
+    return (payload for event in events if (payload := _payload(event)))
 
 
 def _cut(data: bytes, searched: int) -> tuple[bytes, bytes]:
