@@ -5,6 +5,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from fake_engine import ops
+from fake_engine.adapters import Adapters
 from fake_engine.asked import Asked, EndpointName, read_body
 from fake_engine.compose import Composer
 from fake_engine.connection import Connection
@@ -38,6 +39,7 @@ class Settings:
     kv_capacity_tokens: int = 1_000_000
     api_key: str | None = None
     idle_timeout_s: float | None = None
+    enable_lora: bool = False
 
 
 class Engine:
@@ -49,6 +51,7 @@ class Engine:
         self.scripts = ScriptShelf(base_script)
         self.stats = Stats()
         self.meter = Meter(self.kind, settings.models[0], settings.kv_capacity_tokens)
+        self.adapters = Adapters(self.kind.lora_prefix if settings.enable_lora else None)
         self.health_status = 200
         self.connections: set[Connection] = set()
         self._composer = Composer(self.kind, settings.embedding_size)
@@ -131,7 +134,8 @@ class Engine:
             raise RequestError(400, str(error)) from None
 
     def _check(self, asked: Asked) -> None:
-        if asked.model not in self.settings.models:
+        models = self.settings.models
+        if asked.model not in models and not self.adapters.serves(asked.model, models):
             message = f"The model `{asked.model}` does not exist."
             raise RequestError(404, message, param="model", code="model_not_found")
         limit, output = self.settings.max_model_len, asked.max_tokens or 0

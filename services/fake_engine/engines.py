@@ -36,7 +36,8 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class EngineKind:
-    """`health_paths` answer 200 or the status set at /_fake/health; no metrics means /metrics is 404."""
+    """`health_paths` answer 200 or the status set at /_fake/health; no metrics means /metrics is 404;
+    `lora_prefix`: the folder of the routes that load and unload adapters, None: there are none."""
 
     error_shape: ErrorShape
     reasoning_field: Literal["reasoning", "reasoning_content"]
@@ -46,6 +47,7 @@ class EngineKind:
     model_extras: bool = True
     null_usage: bool = False
     unauthorized: ErrorShape = "openai"
+    lora_prefix: str | None = None
     labels: dict[str, str] = field(default_factory=dict)
     metrics: tuple[Metric, ...] = ()
 
@@ -91,6 +93,7 @@ ENGINES: dict[str, EngineKind] = {
         health_paths=frozenset({"/health", "/ping"}),
         tokenize_path="/tokenize",
         unauthorized="string",
+        lora_prefix="/v1",
         labels={"engine": "0"},
         metrics=_VLLM_METRICS,
     ),
@@ -99,6 +102,7 @@ ENGINES: dict[str, EngineKind] = {
         reasoning_field="reasoning_content",
         health_paths=frozenset({"/health", "/ready", "/health_generate"}),
         tokenize_path="/v1/tokenize",
+        lora_prefix="",
         labels={"engine_type": "unified", "tp_rank": "0", "pp_rank": "0", "moe_ep_rank": "0"},
         metrics=_SGLANG_METRICS,
     ),

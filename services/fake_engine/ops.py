@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from fake_engine.adapters import Behaviour
 from fake_engine.errors import RequestError
 from fake_engine.request import Request
 from fake_engine.script import ScriptError
@@ -29,6 +30,9 @@ def operate(engine: "Engine", request: Request) -> Answered:
     if path == kind.tokenize_path:
         _need(request, "POST")
         return _tokenize(engine, request)
+    if engine.adapters.has_route(path):
+        _need(request, "POST")
+        return _adapt(engine, request)
     if path in kind.health_paths:
         return engine.health_status, b"", JSON
     answers = {"/v1/models": _models}
@@ -60,6 +64,7 @@ def _metrics(engine: "Engine") -> Answered:
 
 def _models(engine: "Engine") -> Answered:
     data = [_card(engine, name) for name in engine.settings.models]
+    data += [_card(engine, card["id"]) | card for card in engine.adapters.cards(engine.settings.models[0])]
     return 200, msgspec.json.encode({"object": "list", "data": data}), JSON
 
 
@@ -75,6 +80,15 @@ def _card(engine: "Engine", name: str) -> dict[str, Any]:
     if engine.kind.model_extras:
         card |= {"root": name, "parent": None, "max_model_len": engine.settings.max_model_len}
     return card
+
+
+def _adapt(engine: "Engine", request: Request) -> Answered:
+    """vLLM answers in plain text (docs: contracts of its LoRA routes), SGLang with the list of what is loaded."""
+    words = engine.adapters.operate(request.path, bytes(request.body))
+    if engine.kind.lora_prefix:
+        return 200, words.encode(), "text/plain; charset=utf-8"
+    answer = {"success": True, "error_message": "", "loaded_adapters": engine.adapters.loaded}
+    return 200, msgspec.json.encode(answer), JSON
 
 
 def _tokenize(engine: "Engine", request: Request) -> Answered:
@@ -118,14 +132,23 @@ def _control(engine: "Engine", request: Request) -> bytes:
             engine.stats.reset()
         case "POST", "/_fake/health":
             engine.health_status = _status(_json(request))
+        case "POST", "/_fake/adapters":
+            engine.adapters.behaviour = _behaviour(request)
         case "POST", "/_fake/exit":
             asyncio.get_running_loop().call_later(0.01, os._exit, 1)
         case _:
             raise RequestError(
                 404, "control routes: POST or DELETE /_fake/script, GET or DELETE /_fake/stats, "
-                "POST /_fake/health, POST /_fake/exit",
+                "POST /_fake/health, POST /_fake/adapters, POST /_fake/exit",
             )  # fmt: skip
     return b"{}"
+
+
+def _behaviour(request: Request) -> Behaviour:
+    try:
+        return msgspec.json.decode(bytes(request.body), type=Behaviour)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise RequestError(400, f"bad request body: {error}") from None
 
 
 def _status(body: Any) -> int:
