@@ -11,10 +11,12 @@ from gateway.api.auth import Authenticator
 from gateway.api.inference import HttpClient, hot_routes
 from gateway.api.web import make_web_app
 from gateway.api.wire import Wire
+from gateway.backends.capabilities import Adapters
 from gateway.backends.openai_http import Patience
 from gateway.backends.registry import make_backend
 from gateway.core.call import Endpoint
 from gateway.core.replica import Replica
+from gateway.routing.adapters import Adapter, Shelf
 from gateway.routing.deployment import Deployment
 from gateway.routing.health import HealthWatch
 from gateway.routing.policies import POLICIES
@@ -41,7 +43,7 @@ def create_app(settings: Settings) -> App:
     """Raises LookupError for an engine nobody knows, ConfigError when the access log cannot be opened."""
     metrics = Metrics()
     models = _models(settings, metrics)
-    watches = {d: _watch(d, settings) for model in models for d in model.deployments}
+    watches = {d: _watch(model, d, settings) for model in models for d in model.deployments}
     by_name = {model.name: model for model in models}
     for model in models:
         by_name |= dict.fromkeys(settings.models[model.name].aliases, model)
@@ -53,7 +55,8 @@ def create_app(settings: Settings) -> App:
         max_attempts=settings.max_attempts,
         send_timeout_s=settings.server.send_timeout_s,
     )
-    auth = Authenticator({name: key.sha256 for name, key in settings.auth.keys.items()})
+    keys = settings.auth.keys
+    auth = Authenticator({name: key.sha256 for name, key in keys.items()}, [name for name in keys if keys[name].admin])
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
@@ -86,6 +89,7 @@ def _models(settings: Settings, metrics: Metrics) -> list[Model]:
             name,
             [_deployment(name, key, deployment, metrics) for key, deployment in model.deployments.items()],
             created,
+            Shelf({adapter: Adapter(adapter, given.path) for adapter, given in model.adapters.items()}),
         )
         for name, model in settings.models.items()
     ]
@@ -115,8 +119,15 @@ def _deployment(model: str, name: str, settings: DeploymentSettings, metrics: Me
     )
 
 
-def _watch(deployment: Deployment, settings: Settings) -> HealthWatch:
-    return HealthWatch(deployment, settings.models[deployment.model].deployments[deployment.name].probe_interval_s)
+def _watch(model: Model, deployment: Deployment, settings: Settings) -> HealthWatch:
+    """Raises ConfigError when the model has adapters and the deployment's engine cannot have them."""
+    if model.shelf.adapters and deployment.backend.capabilities.adapters is Adapters.NONE:
+        raise ConfigError(
+            f"models.{model.name}.adapters: the engine of its deployment {deployment.name!r} "
+            f"({deployment.backend.kind}) has no adapters"
+        )
+    interval_s = settings.models[model.name].deployments[deployment.name].probe_interval_s
+    return HealthWatch(deployment, interval_s, shelf=model.shelf)
 
 
 def _access_log(settings: Settings, metrics: Metrics) -> AccessLog | None:

@@ -40,6 +40,7 @@ class ServerSettings(_Strict):
 
 class KeySettings(_Strict):
     sha256: str = Field(pattern=r"^[0-9a-fA-F]{64}$", description="SHA-256 of the key (`penstock gateway key`).")
+    admin: bool = Field(False, description="Whether it opens /admin (adapters), besides /v1.")
 
 
 class AuthSettings(_Strict):
@@ -88,9 +89,16 @@ class DeploymentSettings(_Strict):
     )
 
 
+class AdapterSettings(_Strict):
+    path: str = Field(min_length=1, max_length=4096, description="Where the engine finds it, as the engine sees files.")
+
+
 class ModelSettings(_Strict):
     deployments: dict[Name, DeploymentSettings] = Field(min_length=1, description="What runs for this model.")
     aliases: list[Name] = Field([], description="Further names clients may ask for.")
+    adapters: dict[Name, AdapterSettings] = Field(
+        {}, description="LoRA adapters by the name clients ask for; every replica loads them before it is ready."
+    )
 
 
 class TelemetrySettings(_Strict):
@@ -124,10 +132,11 @@ class Settings(BaseSettings):
     def _names_are_unique(self) -> Self:
         seen = set(self.models)
         for name, model in self.models.items():
-            for alias in model.aliases:
-                if alias in seen:
-                    raise ValueError(f"models.{name}.aliases: {alias!r} names two models")
-                seen.add(alias)
+            for kind, others in (("aliases", model.aliases), ("adapters", model.adapters)):
+                for other in others:
+                    if other in seen:
+                        raise ValueError(f"models.{name}.{kind}: {other!r} names two models")
+                    seen.add(other)
         return self
 
     @model_validator(mode="after")

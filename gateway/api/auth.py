@@ -5,10 +5,11 @@ the first bytes of its hash and compared in constant time.
 """
 
 import secrets
+from collections.abc import Collection
 from hashlib import sha256
 from hmac import compare_digest
 
-from gateway.core.errors import Unauthorized
+from gateway.core.errors import Forbidden, Unauthorized
 
 PREFIX = "sk-penstock-"
 
@@ -24,9 +25,11 @@ def hash_key(key: str) -> str:
 
 
 class Authenticator:
-    """`keys` maps the name of a key to its SHA-256 in hex; with none, everybody is let in."""
+    """`keys` maps the name of a key to its SHA-256 in hex; with none, everybody is let in. `admins`: names of keys
+    that may also change what is served."""
 
-    def __init__(self, keys: dict[str, str]) -> None:
+    def __init__(self, keys: dict[str, str], admins: Collection[str] = ()) -> None:
+        self._admins = frozenset(admins)
         self._by_start: dict[bytes, list[tuple[bytes, str]]] = {}
         for name, hexdigest in keys.items():
             digest = bytes.fromhex(hexdigest)
@@ -46,3 +49,10 @@ class Authenticator:
             if compare_digest(known, digest):
                 return name
         raise Unauthorized("The API key is not known here.")
+
+    def authorize_admin(self, authorization: bytes | None) -> str | None:
+        """The same for who wants to change what is served. Raises Forbidden (403) for a key that is no admin's."""
+        name = self.authenticate(authorization)
+        if name is not None and name not in self._admins:
+            raise Forbidden(f"The key {name!r} is not an admin's: it needs `admin: true` under auth.keys.{name}.")
+        return name

@@ -15,13 +15,16 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gateway.api.admin import admin_routes
 from gateway.api.auth import Authenticator
 from gateway.api.describe import describe
 from gateway.api.errors import error_body, error_headers
 from gateway.api.request_id import accept_request_id
 from gateway.core.call import Endpoint
 from gateway.core.errors import InvalidRequest, MethodNotAllowed, ModelNotFound, NotFound, PenstockError
-from gateway.routing.router import Model
+from gateway.routing.adapters import Adapter
+from gateway.routing.router import Model, Router
+from gateway.serving.adapters import Adapters
 from gateway.serving.serve import Service
 from gateway.telemetry.metrics import Metrics
 
@@ -34,7 +37,8 @@ def make_web_app(
 ) -> FastAPI:
     app = FastAPIOffline(title="Penstock", version=version("penstock"), lifespan=lifespan, redoc_url=None)
     app.include_router(_operations(service, models, metrics))
-    app.include_router(_models(models, auth))
+    app.include_router(_models(service.router, auth))
+    app.include_router(admin_routes(Adapters(service.router), auth))
     app.add_exception_handler(PenstockError, _penstock_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
@@ -75,22 +79,26 @@ def _model_state(model: Model) -> dict[str, Any]:
     return {"ready": model.is_ready, "replicas": replicas}
 
 
-def _models(models: dict[str, Model], auth: Authenticator) -> APIRouter:
+def _models(served: Router, auth: Authenticator) -> APIRouter:
     async def authenticated(request: Request) -> None:
         header = request.headers.get("authorization")
         auth.authenticate(None if header is None else header.encode("latin-1"))
 
     router = APIRouter(tags=["models"], dependencies=[Depends(authenticated)])
 
-    @router.get("/v1/models", summary="The models that can be asked for")
+    @router.get("/v1/models", summary="The models that can be asked for, adapters with their parent")
     async def list_models() -> dict[str, Any]:
-        return {"object": "list", "data": [_card(name, model) for name, model in models.items()]}
+        cards = [_card(name, model) for name, model in served.models.items()]
+        cards += [_adapter_card(model, model.shelf.adapters[name]) for name, model in served.adapters.items()]
+        return {"object": "list", "data": cards}
 
     @router.get("/v1/models/{model_id:path}", summary="One model; its id may contain slashes")
     async def get_model(model_id: str) -> dict[str, Any]:
-        if model_id not in models:
-            raise ModelNotFound(f"The model {model_id[:128]!r} does not exist.", param="model")
-        return _card(model_id, models[model_id])
+        if model_id in served.models:
+            return _card(model_id, served.models[model_id])
+        if (model := served.adapters.get(model_id)) is not None:
+            return _adapter_card(model, model.shelf.adapters[model_id])
+        raise ModelNotFound(f"The model {model_id[:128]!r} does not exist.", param="model")
 
     return router
 
@@ -105,6 +113,12 @@ def _card(name: str, model: Model) -> dict[str, Any]:
             if replica.model_card:
                 return card | _facts(replica.model_card)
     return card
+
+
+def _adapter_card(model: Model, adapter: Adapter) -> dict[str, Any]:
+    card = {"id": adapter.name, "object": "model", "created": adapter.created, "owned_by": "penstock"}
+    base = _card(model.name, model)
+    return card | {"parent": model.name} | {key: base[key] for key in ("max_model_len",) if key in base}
 
 
 def _facts(engines_card: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The contract of a backend: how the gateway speaks to one kind of engine."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from gateway.backends.capabilities import Capabilities
 from gateway.core.call import Call, Endpoint, Reply, Sink
@@ -35,4 +35,17 @@ class Backend(Protocol):
 
     async def aclose(self) -> None:
         """Close every connection."""
+        ...
+
+
+@runtime_checkable
+class LoadsAdapters(Protocol):
+    """What a backend with `capabilities.adapters` DYNAMIC has besides: LoRA while the engine runs."""
+
+    async def load_adapter(self, replica: Replica, name: str, path: str) -> None:
+        """Returns when a request may ask for `name`. Raises PenstockError in the engine's words."""
+        ...
+
+    async def unload_adapter(self, replica: Replica, name: str) -> None:
+        """Returns when no new request can have it; one that is not there is no error. Raises PenstockError."""
         ...

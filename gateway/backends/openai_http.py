@@ -63,6 +63,7 @@ class Patience:
     first_token_timeout_s: float = 120.0
     idle_timeout_s: float = 60.0
     probe_timeout_s: float = 5.0
+    adapter_timeout_s: float = 120.0
 
 
 class OpenAIHTTP:
@@ -177,7 +178,7 @@ class OpenAIHTTP:
         upstream = self.upstream_model(replica, call)
         if upstream != call.model:
             changes["model"] = msgspec.Raw(msgspec.json.encode(upstream))
-        if call.stream and not call.wants_usage and "stream_options" in self.fields[call.endpoint]:
+        if call.stream and self._must_ask_for_usage(call):
             changes["stream_options"] = _WANTS_USAGE
         accepted = self.fields[call.endpoint]
         fields: Mapping[str, msgspec.Raw] = call.fields
@@ -187,6 +188,11 @@ class OpenAIHTTP:
         if fields is call.fields and not changes:
             return call.body
         return msgspec.json.encode({**fields, **changes})
+
+    def _must_ask_for_usage(self, call: Call) -> bool:
+        """Tokens are always counted; `wants_usage` without the field is the wish of a door that translates."""
+        is_asked = call.wants_usage and "stream_options" in call.fields
+        return not is_asked and "stream_options" in self.fields[call.endpoint]
 
     def _head(self, pool: Pool, replica: Replica, call: Call, length: int) -> bytes:
         start = pool.heads.get(call.endpoint)
@@ -219,11 +225,30 @@ class OpenAIHTTP:
     async def _get(self, replica: Replica, path: str) -> tuple[int, bytes]:
         pool = self._pool(replica)
         connection = pool.take_idle() or await pool.take_fresh()
+        auth = f"authorization: Bearer {replica.api_key}\r\n" if replica.api_key else ""
+        head = f"GET {pool.prefix}{path} HTTP/1.1\r\nhost: {pool.host_header}\r\n{auth}\r\n"
+        return await self._ask(connection, head, b"", self.patience.probe_timeout_s, path)
+
+    async def _operate(self, replica: Replica, path: str, order: Mapping[str, object], timeout_s: float) -> bytes:
+        """POST an order to one of the engine's own routes, on a connection of its own: it may change something, so
+        it must not be sent twice. Raises the engine's error for anything but 200."""
+        pool, body = self._pool(replica), msgspec.json.encode(order)
+        auth = f"authorization: Bearer {replica.api_key}\r\n" if replica.api_key else ""
+        head = (
+            f"POST {pool.prefix}{path} HTTP/1.1\r\nhost: {pool.host_header}\r\n{auth}"
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        )
+        status, answer = await self._ask(await pool.take_fresh(), head, body, timeout_s, path)
+        if status != 200:
+            raise engine_error(status, answer)
+        return answer
+
+    async def _ask(
+        self, connection: Connection, head: str, body: bytes, timeout_s: float, path: str
+    ) -> tuple[int, bytes]:
         try:
-            auth = f"authorization: Bearer {replica.api_key}\r\n" if replica.api_key else ""
-            head = f"GET {pool.prefix}{path} HTTP/1.1\r\nhost: {pool.host_header}\r\n{auth}\r\n"
-            connection.send(head.encode(), b"", float("inf"))
-            connection.expect_within(self.patience.probe_timeout_s, f"{path} took {self.patience.probe_timeout_s:g} s")
+            connection.send(head.encode(), body, float("inf"))
+            connection.expect_within(timeout_s, f"{path} took {timeout_s:g} s")
             return await connection.head(), await connection.read_all(ERROR_LIMIT_BYTES)
         finally:
             connection.release()

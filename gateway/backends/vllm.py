@@ -11,7 +11,9 @@ from gateway.backends.capabilities import Adapters, Capabilities, EngineMetrics,
 from gateway.backends.constraint import ConstraintKind
 from gateway.backends.openai_http import OpenAIHTTP
 from gateway.core.call import Endpoint
+from gateway.core.errors import EngineRefused
 from gateway.core.openai import CHAT_EXTENSIONS, EXTENSIONS, OPENAI_FIELDS
+from gateway.core.replica import Replica
 
 _CHAT = OPENAI_FIELDS[Endpoint.CHAT] - {"safety_identifier"}
 _COMPLETIONS = OPENAI_FIELDS[Endpoint.COMPLETIONS] - {"best_of", "suffix"}
@@ -37,3 +39,25 @@ class VLLM(OpenAIHTTP):
         Endpoint.COMPLETIONS: _COMPLETIONS | EXTENSIONS.keys(),
         Endpoint.EMBEDDINGS: OPENAI_FIELDS[Endpoint.EMBEDDINGS] | {"truncate_prompt_tokens", "priority"},
     }
+
+    async def load_adapter(self, replica: Replica, name: str, path: str) -> None:
+        """Source: vLLM `entrypoints/serve/lora/api_router.py`; the answer is plain text."""
+        order = {"lora_name": name, "lora_path": path}
+        try:
+            await self._operate(replica, "/v1/load_lora_adapter", order, self.patience.adapter_timeout_s)
+        except EngineRefused as error:
+            if error.message.strip('"') == "Not Found":  # the framework's own words: there is no such route
+                error.message = (
+                    "this vLLM does not load adapters at run time; start it with --enable-lora and the environment "
+                    "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"
+                )
+            raise
+
+    async def unload_adapter(self, replica: Replica, name: str) -> None:
+        """Only takes the name off the list: requests that run keep their weights."""
+        order = {"lora_name": name}
+        try:
+            await self._operate(replica, "/v1/unload_lora_adapter", order, self.patience.adapter_timeout_s)
+        except EngineRefused as error:
+            if error.status != 404:
+                raise

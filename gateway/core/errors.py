@@ -37,6 +37,12 @@ class Unauthorized(PenstockError):
     status, type, code, outcome = 401, "invalid_request_error", "invalid_api_key", "client_error"
 
 
+class Forbidden(PenstockError):
+    """A known key that may not do this."""
+
+    status, type, code, outcome = 403, "invalid_request_error", "admin_key_required", "client_error"
+
+
 class NotFound(PenstockError):
     status, type, code, outcome = 404, "invalid_request_error", "not_found", "client_error"
 
@@ -53,6 +59,12 @@ class RequestTimeout(PenstockError):
     """The client did not finish sending its request in time."""
 
     status, type, code, outcome = 408, "invalid_request_error", "request_timeout", "client_error"
+
+
+class Conflict(PenstockError):
+    """The name is taken."""
+
+    status, type, code, outcome = 409, "invalid_request_error", "name_taken", "client_error"
 
 
 class BodyTooLarge(PenstockError):

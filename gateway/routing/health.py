@@ -1,4 +1,5 @@
-"""Which replicas may get traffic: a cheap probe again and again, and one real token before the first request."""
+"""Which replicas may get traffic: a cheap probe again and again; one real token, and the model's adapters,
+before the first request."""
 
 import asyncio
 import logging
@@ -7,6 +8,7 @@ from dataclasses import dataclass, field
 
 from gateway.core.errors import PenstockError
 from gateway.core.replica import Replica, ReplicaState
+from gateway.routing.adapters import Cards, Shelf
 from gateway.routing.deployment import Deployment
 
 log = logging.getLogger("penstock.health")
@@ -14,11 +16,15 @@ log = logging.getLogger("penstock.health")
 
 @dataclass(slots=True)
 class HealthWatch:
-    """Watches the replicas of one deployment. `probe_interval_s` is jittered by a fifth, so gateways spread."""
+    """Watches the replicas of one deployment. `probe_interval_s` is jittered by a fifth, so gateways spread.
+
+    `shelf`: the adapters that each replica must have.
+    """
 
     deployment: Deployment
     probe_interval_s: float = 2.0
     failures_to_down: int = 2
+    shelf: Shelf = field(default_factory=Shelf)
     _tasks: list[asyncio.Task[None]] | None = None
     _told: dict[str, str] = field(default_factory=dict)
 
@@ -40,7 +46,9 @@ class HealthWatch:
                 failed_probes = 0
                 if probe.models:
                     replica.model_card = probe.models.get(replica.served_model, {})
-                if not replica.is_ready:
+                if replica.is_ready and not self.shelf.is_complete(self.deployment, probe.models):
+                    await self._refill(replica)
+                elif not replica.is_ready:
                     failed_tokens = 0 if await self._warm_up(replica, probe.models) else failed_tokens + 1
             else:
                 failed_probes += 1
@@ -53,7 +61,7 @@ class HealthWatch:
         share = 1.0 if replica.is_ready else min(0.25 * 2.0 ** min(failed_tokens, 8), 8.0)
         return self.probe_interval_s * share * random.uniform(0.8, 1.2)  # noqa: S311
 
-    async def _warm_up(self, replica: Replica, models: dict[str, dict[str, object]] | None) -> bool:
+    async def _warm_up(self, replica: Replica, models: Cards | None) -> bool:
         if models and replica.served_model not in models:
             names = ", ".join(sorted(models)[:8])
             self._set(replica, ReplicaState.DOWN, f"it does not serve {replica.served_model!r}, but {names}")
@@ -66,6 +74,23 @@ class HealthWatch:
             except PenstockError as error:
                 self._set(replica, ReplicaState.DOWN, f"its first token failed: {error.message}")
                 return False
+        async with self.shelf.changing:
+            return await self._fill(replica)
+
+    async def _refill(self, replica: Replica) -> None:
+        """A ready replica lists fewer adapters than it should: it was started again between two probes."""
+        async with self.shelf.changing:  # what the probe saw may be older than an adapter that was just added
+            probe = await self.deployment.backend.probe(replica)
+            if probe.up and replica.is_ready and not self.shelf.is_complete(self.deployment, probe.models):
+                self._set(replica, ReplicaState.WARMING, "it has lost adapters and loads them again")
+                await self._fill(replica)
+
+    async def _fill(self, replica: Replica) -> bool:
+        try:
+            await self.shelf.fill(self.deployment, replica)
+        except PenstockError as error:
+            self._set(replica, ReplicaState.DOWN, f"it could not load its adapters: {error.message}")
+            return False
         self._set(replica, ReplicaState.READY, "")
         return True
 

@@ -86,6 +86,7 @@ class Service:
         self.telemetry.attempt(record, replica)
         outcome = "client_closed"  # what it is when we are cancelled
         try:
+            self.router.refuse_gone(call)
             if call.stream:
                 await self._stream(deployment, replica, call, client, record)
             else:

@@ -155,6 +155,7 @@ class _AccessLine(msgspec.Struct, omit_defaults=True, gc=False):
     finish_reason: str | None = None
     error_code: str | None = None
     key: str | None = None
+    adapter: str | None = None
 
 
 _ENCODE = msgspec.json.Encoder().encode
@@ -183,5 +184,6 @@ def _access_line(record: Record, duration_s: float, output_tokens: int) -> bytes
             record.finish_reason,
             record.error_code,
             call.key_name,
+            call.adapter,
         )
     )
