@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from openvino_engine.convert import ConversionError, SafetensorsError, convert
+from openvino_engine.engine import EngineOptions
 from openvino_engine.gguf_tokenizer import TokenizerError
 from openvino_engine.pipeline import PipelineOptions
 from openvino_engine.server import ServeOptions, serve
@@ -101,28 +102,32 @@ def _whole(low: int, high: int) -> "type[int]":
 
 
 def _serve_options(options: argparse.Namespace) -> ServeOptions:
-    return ServeOptions(
+    pipeline = PipelineOptions(
+        precision=options.precision,
+        kv_cache_gb=options.kv_cache_gb,
+        kv_blocks=options.kv_blocks,
+        threads=options.threads,
+        max_num_seqs=options.max_num_seqs,
+        max_batched_tokens=options.max_batched_tokens,
+        prefix_caching=not options.no_prefix_caching,
+    )
+    engine = EngineOptions(
         model=options.model,
         cache_dir=options.cache_dir,
-        name=options.served_model_name,
-        host=options.host,
-        port=options.port,
         draft=options.draft,
         draft_tokens=options.draft_tokens,
         max_model_len=options.max_model_len,
         max_waiting=options.max_queue,
-        grace_s=options.grace_s,
         grammar_timeout_s=options.grammar_timeout_s,
+        pipeline=pipeline,
+    )
+    return ServeOptions(
+        engine=engine,
+        name=options.served_model_name,
+        host=options.host,
+        port=options.port,
+        grace_s=options.grace_s,
         body_limit_bytes=options.body_limit_mb << 20,
-        pipeline=PipelineOptions(
-            precision=options.precision,
-            kv_cache_gb=options.kv_cache_gb,
-            kv_blocks=options.kv_blocks,
-            threads=options.threads,
-            max_num_seqs=options.max_num_seqs,
-            max_batched_tokens=options.max_batched_tokens,
-            prefix_caching=not options.no_prefix_caching,
-        ),
     )
 
 

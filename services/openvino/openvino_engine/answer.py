@@ -2,24 +2,22 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from openvino_engine.errors import ApiError
 from openvino_engine.job import Job
 from openvino_engine.loop import EngineLoop
 from openvino_engine.sampling import Sampling
-from openvino_engine.sequence import Delta, Sequence
-from openvino_engine.text import TextTokenizer
+from openvino_engine.sequence import Delta, Growing
 
 
 class Answers:
     """``prompts`` × ``n`` answers, flattened as index = prompt · n + choice. Leaving the `with` aborts what runs."""
 
-    def __init__(self, loop: EngineLoop, tokenizer: TextTokenizer, sampling: Sampling, *, skip_special: bool) -> None:
+    def __init__(self, loop: EngineLoop, sampling: Sampling, new_sequence: Callable[[], Growing]) -> None:
         self._loop = loop
-        self._tokenizer = tokenizer
         self._sampling = sampling
-        self._skip_special = skip_special
+        self._new_sequence = new_sequence
         self._jobs: list[Job] = []
         self._arrived: deque[tuple[int, Delta | ApiError]] = deque()
         self._wake = asyncio.Event()
@@ -56,5 +54,4 @@ class Answers:
             self._arrived.append((index, event))
             self._wake.set()
 
-        sequence = Sequence(self._tokenizer, self._sampling.stop, skip_special=self._skip_special)
-        return Job(prompt, self._sampling, choice, sequence, deliver)
+        return Job(prompt, self._sampling, choice, self._new_sequence(), deliver)

@@ -10,7 +10,7 @@ import openvino_genai
 from openvino_engine.errors import ApiError, overloaded
 from openvino_engine.metrics import Metrics
 from openvino_engine.sampling import Sampling
-from openvino_engine.sequence import Delta, Sequence
+from openvino_engine.sequence import Delta, Growing
 
 
 @dataclass(eq=False, slots=True)
@@ -20,7 +20,7 @@ class Job:
     prompt: list[int]
     sampling: Sampling
     choice: int
-    sequence: Sequence
+    sequence: Growing
     deliver: Callable[[Delta | ApiError], None]
     arrived_s: float = field(default_factory=time.monotonic)
     last_token_s: float = 0.0

@@ -6,6 +6,7 @@ never shows the beginning of a stop string.
 """
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from openvino_engine.text import Detokenizer, TextTokenizer
 from openvino_engine.tool_parser import ToolParser
@@ -38,6 +39,18 @@ class Delta:
     logprobs: list[float] = field(default_factory=list)
     finish: str | None = None
     stop_reason: int | str | None = None
+
+
+class Growing(Protocol):
+    """What the loop needs of an answer: it hands over every step's tokens, and the engine's own end."""
+
+    def feed(self, ids: list[int], logprobs: list[float]) -> Delta:
+        """Take the tokens of one step; a ``finish`` in what is returned ends the answer."""
+        ...
+
+    def end(self, delta: Delta) -> Delta:
+        """The engine ended it: complete the last delta."""
+        ...
 
 
 class Sequence:

@@ -7,22 +7,17 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
 from openvino_engine.app import App
-from openvino_engine.checkpoint import Checkpoint, library_tokenizer, load_checkpoint
 from openvino_engine.constraint import ToolFrame
-from openvino_engine.convert import ConversionError
-from openvino_engine.export_ir import export_ir
-from openvino_engine.grammar_check import GrammarChecker, write_tiny_model
-from openvino_engine.loop import EngineLoop
+from openvino_engine.engine import EngineOptions, WrapOpener, default_name, ir_folder, open_engine
 from openvino_engine.metrics import Metrics
-from openvino_engine.pipeline import PipelineOptions, pipeline_opener
 from openvino_engine.scorer import Scorer
 from openvino_engine.serving import Serving
 from openvino_engine.template import ChatTemplate
@@ -35,41 +30,19 @@ _LOOP_STOP_S = 10.0
 class ServeOptions:
     """Everything `serve` takes on its command line."""
 
-    model: Path
-    cache_dir: Path
+    engine: EngineOptions
     name: str | None = None
     host: str = "127.0.0.1"
     port: int = 8101
-    draft: Path | None = None
-    draft_tokens: int = 4
-    max_model_len: int | None = None
-    max_waiting: int = 1024
     grace_s: float = 30.0
-    grammar_timeout_s: float = 5.0
     body_limit_bytes: int = 16 << 20
-    pipeline: PipelineOptions = field(default_factory=PipelineOptions)
-
-
-# How a pipeline is opened, given the default opener; tests put faults in between.
-WrapOpener = Callable[[Callable[[], Any]], Callable[[], Any]]
 
 
 def serve(options: ServeOptions, version: str, wrap: WrapOpener = lambda opener: opener) -> int:
     """Serve until SIGTERM or Ctrl-C (exit code 0) or until the engine loop dies (1)."""
     began_s = time.monotonic()
-    checkpoint = load_checkpoint(options.model, options.cache_dir)
-    context = _context(options, checkpoint)
-    name = options.name or checkpoint.root.resolve().stem
-    metrics = Metrics(name)
-    loop = _engine_loop(options, checkpoint, metrics, wrap)
-    template = ChatTemplate(checkpoint.chat_template, checkpoint.special_texts) if checkpoint.chat_template else None
     with tempfile.TemporaryDirectory(prefix="penstock-openvino-") as scratch:
-        tiny = Path(scratch) / "tiny.gguf"
-        write_tiny_model(tiny, checkpoint.rows)
-        grammar = GrammarChecker(checkpoint.model_path, tiny, timeout_s=options.grammar_timeout_s)
-        frame = detect_frame(template) if template else ToolFrame()
-        scorer = Scorer(lambda: _ir_folder(checkpoint, options.cache_dir), options.pipeline.precision)
-        serving = Serving(name, checkpoint, template, frame, context, loop, grammar, scorer, int(time.time()))
+        serving, metrics = _serving(options, Path(scratch), wrap)
         app = App(serving, metrics, version=version, body_limit_bytes=options.body_limit_bytes)
         config = uvicorn.Config(
             app,
@@ -85,48 +58,23 @@ def serve(options: ServeOptions, version: str, wrap: WrapOpener = lambda opener:
             return runner.run(_Server(config, app, serving, began_s).run())
 
 
-def _engine_loop(options: ServeOptions, checkpoint: Checkpoint, metrics: Metrics, wrap: WrapOpener) -> EngineLoop:
-    pipeline = options.pipeline
-    if options.draft is not None:
-        draft = load_checkpoint(options.draft, options.cache_dir)
-        if draft.rows != checkpoint.rows:
-            raise ConversionError(f"the draft has {draft.rows} tokens, the model {checkpoint.rows}: they must be equal")
-        pipeline = PipelineOptions(**{**_as_dict(pipeline), "draft": _ir_folder(draft, options.cache_dir)})
-    try:
-        tokenizer = library_tokenizer(checkpoint.model_path)
-        return EngineLoop(
-            wrap(pipeline_opener(checkpoint.model_path, tokenizer, pipeline)),
-            metrics,
-            max_running=pipeline.max_num_seqs,
-            max_waiting=options.max_waiting,
-            draft_tokens=options.draft_tokens if options.draft is not None else 0,
-        )
-    except RuntimeError as error:
-        raise ConversionError(f"OpenVINO GenAI cannot open {checkpoint.model_path}: {error}") from error
-
-
-def _as_dict(options: PipelineOptions) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in options.__slots__}
-
-
-def _ir_folder(checkpoint: Checkpoint, cache_dir: Path) -> Path:
-    is_gguf = checkpoint.model_path.suffix == ".gguf"
-    return export_ir(checkpoint.model_path, cache_dir) if is_gguf else checkpoint.model_path
-
-
-def _context(options: ServeOptions, checkpoint: Checkpoint) -> int:
-    known = checkpoint.context
-    if known is None and options.max_model_len is None:
-        raise ConversionError("the model does not say its context length: give --max-model-len")
-    if known is not None and options.max_model_len is not None and options.max_model_len > known:
-        raise ConversionError(f"--max-model-len {options.max_model_len} is beyond the model's {known}")
-    wanted = options.max_model_len or known or 0
-    holds = options.pipeline.kv_capacity(checkpoint.kv_values) if checkpoint.kv_values else wanted
-    if options.max_model_len is not None and holds < wanted:
-        raise ConversionError(
-            f"--max-model-len {wanted} does not fit the KV cache of {holds} tokens: raise --kv-cache-gb"
-        )
-    return min(wanted, holds)
+def _serving(options: ServeOptions, scratch: Path, wrap: WrapOpener) -> tuple[Serving, Metrics]:
+    engine = open_engine(options.engine, options.name, scratch, wrap)
+    checkpoint = engine.checkpoint
+    template = ChatTemplate(checkpoint.chat_template, checkpoint.special_texts) if checkpoint.chat_template else None
+    cache_dir, precision = options.engine.cache_dir, options.engine.pipeline.precision
+    serving = Serving(
+        name=options.name or default_name(checkpoint),
+        checkpoint=checkpoint,
+        template=template,
+        frame=detect_frame(template) if template else ToolFrame(),
+        context=engine.context,
+        loop=engine.loop,
+        grammar=engine.grammar,
+        scorer=Scorer(lambda: ir_folder(checkpoint, cache_dir), precision),
+        created_s=int(time.time()),
+    )
+    return serving, engine.metrics
 
 
 class _Server(uvicorn.Server):

@@ -17,6 +17,7 @@ from openvino_engine.loop import EngineLoop
 from openvino_engine.requests import StreamOptions
 from openvino_engine.sampling import Sampling
 from openvino_engine.scorer import Scorer
+from openvino_engine.sequence import Sequence
 from openvino_engine.template import ChatTemplate
 
 # Longer texts are tokenized off the event loop, so that one long prompt does not stall other streams.
@@ -49,7 +50,8 @@ class Serving:
         # A grammar takes special tokens for the text they are written as, so a structured answer must show them.
         shaped = sampling.constraint is not None and not sampling.constraint.leaves_free_text
         skip_special = fields.boolean("skip_special_tokens", default=True) and not shaped
-        return Answers(self.loop, self.checkpoint.tokenizer, sampling, skip_special=skip_special)
+        tokenizer = self.checkpoint.tokenizer
+        return Answers(self.loop, sampling, lambda: Sequence(tokenizer, sampling.stop, skip_special=skip_special))
 
     def check_count(self, count: int, param: str) -> None:
         """Raises ApiError 400 when so many answers could never fit."""
