@@ -45,6 +45,10 @@ class FakeHandle:
     def health(self, status: int) -> None:
         self._call("POST", "health", {"status": status})
 
+    def adapters(self, **statuses: int) -> None:
+        """What the routes of adapters answer: `load_status`, `unload_status`; nothing given: what is right."""
+        self._call("POST", "adapters", statuses)
+
     def wait(self, condition: Callable[[dict[str, Any]], bool], timeout_s: float = 10.0) -> dict[str, Any]:
         """The first stats that meet `condition`; AssertionError with the last ones when none do in time.
 
