@@ -1,0 +1,1 @@
+"""Renders a Triton model repository from one small YAML, and starts the real tritonserver on it."""
