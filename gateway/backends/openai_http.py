@@ -15,7 +15,7 @@ import msgspec
 from gateway.backends.capabilities import Capabilities, Tested
 from gateway.backends.errors import NOT_JSON, engine_error
 from gateway.backends.http11 import Connection, Pool
-from gateway.backends.sse import StreamReader, model_renames
+from gateway.backends.sse import ABORTED, StreamReader, aborted, model_renames, own_reasoning
 from gateway.core.call import Call, Chunk, Endpoint, Reply, Sink, Usage
 from gateway.core.errors import PenstockError, UpstreamError, UpstreamTimeout
 from gateway.core.openai import OPENAI_FIELDS
@@ -72,6 +72,8 @@ class OpenAIHTTP:
     kind: ClassVar[str] = "openai"
     fields: ClassVar[Mapping[Endpoint, frozenset[str]]] = OPENAI_FIELDS
     probe_path: ClassVar[str] = "/v1/models"
+    has_extra_events: ClassVar[bool] = False
+    """Its streams hold events of its own, without choices, that clients would stumble over."""
     capabilities: ClassVar[Capabilities] = Capabilities(tested=Tested.CONTRACT, tools=True, logprobs=True)
 
     def __init__(self, patience: Patience, checkpoint: Path | None = None) -> None:
@@ -97,7 +99,14 @@ class OpenAIHTTP:
                 raise engine_error(502, await connection.read_all(ERROR_LIMIT_BYTES))
             upstream = self.upstream_model(replica, call)
             rename = (upstream, call.model) if upstream != call.model else None
-            relay = _Relay(connection, sink, self.patience.idle_timeout_s, rename, drop_usage=not call.wants_usage)
+            relay = _Relay(
+                connection,
+                sink,
+                self.patience.idle_timeout_s,
+                rename,
+                drop_usage=not call.wants_usage,
+                drop_extras=self.has_extra_events,
+            )
             connection.pipe_to(relay.take)
             await relay.run()
         finally:
@@ -220,6 +229,10 @@ class OpenAIHTTP:
             for old, new in model_renames(upstream, call.model):
                 body = body.replace(old, new, 1)
         reasons = [choice.finish_reason for choice in answer.choices if choice.finish_reason]
+        if ABORTED in reasons:
+            raise aborted()
+        if b'"reasoning_content":' in body and b'"reasoning":' not in body:
+            body = own_reasoning(body)
         return Reply(body, answer.usage, reasons)
 
     async def _get(self, replica: Replica, path: str) -> tuple[int, bytes]:
@@ -272,8 +285,9 @@ class _Relay(StreamReader):
         idle_timeout_s: float,
         rename: tuple[str, str] | None,
         drop_usage: bool,
+        drop_extras: bool,
     ) -> None:
-        super().__init__(rename=rename, drop_usage=drop_usage)
+        super().__init__(rename=rename, drop_usage=drop_usage, drop_extras=drop_extras)
         self._connection = connection
         self._sink = sink
         self._push_content = sink.push_content

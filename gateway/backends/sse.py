@@ -1,8 +1,10 @@
 """Reading an engine's event stream without rewriting it.
 
 Bytes are cut at event boundaries and relayed as they came. Each event is decoded into the few fields
-that are read: does it carry content, usage, a finish reason, an error. Two things may be changed: the
-model's name, and the usage event a client did not ask for (we ask the engine for it, to count tokens).
+that are read: does it carry content, usage, a finish reason, an error. Four things may be changed: the
+model's name; the usage event a client did not ask for (we ask the engine for it, to count tokens); the
+name of the reasoning text, which clients find under `reasoning` whatever the engine calls it; and, where
+the backend says so, events that say nothing of OpenAI's protocol are left out.
 
 An event carries content when a choice has text, reasoning, or tool-call arguments that are not empty;
 role, finish and usage events, comments and `[DONE]` do not (docs/request-life.md; OpenAI chat streaming).
@@ -19,6 +21,7 @@ from gateway.core.call import Chunk, Usage
 from gateway.core.errors import UpstreamError
 
 EVENT_LIMIT_BYTES = 16 * 2**20
+ABORTED = "abort"
 _BOUNDARY = re.compile(rb"\r?\n\r?\n|\r\r")
 
 
@@ -68,13 +71,18 @@ _NO_FRAME = (b"data: \0", b"\n\n", 7, 2)  # JSON never looks like this
 
 
 class StreamReader:
-    """Cuts one response body into `Chunk`s. `rename` is (name the engine uses, name the client sees)."""
+    """Cuts one response body into `Chunk`s. `rename` is (name the engine uses, name the client sees).
 
-    __slots__ = ("_drop_usage", "_frame", "_renames", "_tail", "is_done")
+    `drop_extras`: events without a choice, usage or an error are the engine's own and not for clients.
+    """
 
-    def __init__(self, *, rename: tuple[str, str] | None, drop_usage: bool) -> None:
+    __slots__ = ("_drop_extras", "_drop_usage", "_frame", "_has_foreign_reasoning", "_renames", "_tail", "is_done")
+
+    def __init__(self, *, rename: tuple[str, str] | None, drop_usage: bool, drop_extras: bool = False) -> None:
         self._tail = b""
         self._drop_usage = drop_usage
+        self._drop_extras = drop_extras
+        self._has_foreign_reasoning = False
         self._renames = model_renames(*rename) if rename else ()
         self._frame = _NO_FRAME
         self.is_done = False
@@ -107,6 +115,9 @@ class StreamReader:
                 self._learn(data)
         else:
             self._read_events(data, chunk)
+        if self._has_foreign_reasoning:
+            self._has_foreign_reasoning = False
+            chunk.data = own_reasoning(chunk.data)
         return chunk
 
     def is_plain(self, data: bytes) -> bool:
@@ -118,7 +129,7 @@ class StreamReader:
 
     def _learn(self, event: bytes) -> None:
         """Remember what surrounds the content of an event that was decoded and carries nothing else."""
-        if self._renames or self._tail:
+        if self._renames or self._tail or self._has_foreign_reasoning:
             return  # what comes next is not what goes out, or begins in the middle of an event
         start = event.find(b'"content":"') + 11
         end = event.find(b'"', start)
@@ -158,12 +169,33 @@ class StreamReader:
             chunk.usage = event.usage
         has_content = False
         for choice in event.choices:
-            if choice.finish_reason is not None:
+            if choice.finish_reason:  # MNN says "" for "not yet"
+                if choice.finish_reason == ABORTED:
+                    chunk.error = aborted()
+                    return False
                 chunk.finish_reason = choice.finish_reason
             has_content = has_content or _has_content(choice)
+            delta = choice.delta
+            if delta is not None and delta.reasoning_content is not None and delta.reasoning is None:
+                self._has_foreign_reasoning = True
         if has_content:
             chunk.contents += 1
-        return not (self._drop_usage and event.usage is not None and not event.choices)
+        if event.choices:
+            return True
+        return not (self._drop_extras if event.usage is None else self._drop_usage)
+
+
+def aborted() -> UpstreamError:
+    """`finish_reason: "abort"` (vLLM, SGLang): an operator or the scheduler took the request out, unfinished."""
+    return UpstreamError("The engine aborted the request before its answer was finished.")
+
+
+def own_reasoning(data: bytes) -> bytes:
+    """`reasoning_content` under the name that all engines' clients see: `reasoning`.
+
+    Exact, although textual, as `model_renames` is.
+    """
+    return data.replace(b'"reasoning_content":', b'"reasoning":')
 
 
 def payloads(data: bytes) -> Iterator[bytes]:
