@@ -21,7 +21,7 @@ TRAIN := .venvs/train
 TRAIN_STAMP := $(TRAIN)/.penstock-train-$(DIGEST)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast lint bench-gateway starter-model protos dev vllm clean
+.PHONY: help serve test test-fast test-sglang lint bench-gateway starter-model protos dev vllm sglang clean
 
 help: ## This text
 	@printf 'Penstock: real language models behind one OpenAI-compatible gateway, on this machine.\n\n'
@@ -32,11 +32,14 @@ help: ## This text
 serve: $(SERVE_STAMP) ## Serve a model on http://127.0.0.1:8000/v1 until Ctrl-C
 	@exec $(BIN)/penstock up $(if $(STACK),$(STACK),--engine "$(ENGINE)" $(if $(MODEL),--model "$(MODEL)") --host "$(HOST)" --port "$(PORT)") $(ARGS)
 
-test: $(DEV_STAMP) vllm ## Set up and run every test, the real engines included
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(DEV_STAMP) vllm ## Set up and run every test, the real engines included (SGLang apart)
+	@$(BIN)/python -m pytest -m 'not sglang' $(ARGS)
 
 test-fast: $(DEV_STAMP) ## The tests that start no real engine
-	@$(BIN)/python -m pytest -m 'not engine and not vllm' $(ARGS)
+	@$(BIN)/python -m pytest -m 'not engine and not vllm and not sglang' $(ARGS)
+
+test-sglang: $(DEV_STAMP) sglang ## Set up the real SGLang and run its tests: optional, not part of `make test`
+	@$(BIN)/python -m pytest -m sglang $(ARGS)
 
 lint: $(DEV_STAMP) ## ruff (check and format), mypy --strict, import-linter
 	@$(BIN)/ruff check .
@@ -61,6 +64,10 @@ dev: $(DEV_STAMP) ## Only set up .venv with everything for work on the code
 vllm: $(DEV_STAMP) ## Only set up the real vLLM for CPU (.venvs/vllm, 2.5 GB)
 	@$(BIN)/python services/vllm/install.py --venv .venvs/vllm || { code=$$?; \
 	    if [ $$code -eq 69 ]; then echo '*** the tests of the real vLLM will be SKIPPED ***' >&2; else exit $$code; fi; }
+
+sglang: $(DEV_STAMP) ## Only set up the real SGLang for CPU (.venvs/sglang, 1.3 GB)
+	@$(BIN)/python services/sglang/install.py --venv .venvs/sglang || { code=$$?; \
+	    if [ $$code -eq 69 ]; then echo '*** the tests of the real SGLang will be SKIPPED ***' >&2; else exit $$code; fi; }
 
 clean: ## Remove the environments and caches that make made
 	@rm -rf $(VENV) .venvs .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
