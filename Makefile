@@ -21,22 +21,22 @@ TRAIN := .venvs/train
 TRAIN_STAMP := $(TRAIN)/.penstock-train-$(DIGEST)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast test-sglang lint bench-gateway starter-model protos dev vllm sglang clean
+.PHONY: help serve test test-fast test-sglang lint bench-gateway starter-model protos dev vllm triton sglang clean
 
 help: ## This text
 	@printf 'Penstock: real language models behind one OpenAI-compatible gateway, on this machine.\n\n'
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@printf '\nserve takes ENGINE=openvino|vllm MODEL=path-or-hub-id HOST=127.0.0.1 PORT=8000,\n'
+	@printf '\nserve takes ENGINE=openvino|vllm|triton MODEL=path-or-hub-id HOST=127.0.0.1 PORT=8000,\n'
 	@printf 'or STACK=stack.yaml (docs/stack.md); ARGS="..." is handed to `penstock up`. CONTRIBUTING.md says the rest.\n'
 
 serve: $(SERVE_STAMP) ## Serve a model on http://127.0.0.1:8000/v1 until Ctrl-C
 	@exec $(BIN)/penstock up $(if $(STACK),$(STACK),--engine "$(ENGINE)" $(if $(MODEL),--model "$(MODEL)") --host "$(HOST)" --port "$(PORT)") $(ARGS)
 
-test: $(DEV_STAMP) vllm ## Set up and run every test, the real engines included (SGLang apart)
+test: $(DEV_STAMP) vllm triton ## Set up and run every test, the real engines included (SGLang apart)
 	@$(BIN)/python -m pytest -m 'not sglang' $(ARGS)
 
 test-fast: $(DEV_STAMP) ## The tests that start no real engine
-	@$(BIN)/python -m pytest -m 'not engine and not vllm and not sglang' $(ARGS)
+	@$(BIN)/python -m pytest -m 'not engine and not vllm and not triton and not sglang' $(ARGS)
 
 test-sglang: $(DEV_STAMP) sglang ## Set up the real SGLang and run its tests: optional, not part of `make test`
 	@$(BIN)/python -m pytest -m sglang $(ARGS)
@@ -64,6 +64,10 @@ dev: $(DEV_STAMP) ## Only set up .venv with everything for work on the code
 vllm: $(DEV_STAMP) ## Only set up the real vLLM for CPU (.venvs/vllm, 2.5 GB)
 	@$(BIN)/python services/vllm/install.py --venv .venvs/vllm || { code=$$?; \
 	    if [ $$code -eq 69 ]; then echo '*** the tests of the real vLLM will be SKIPPED ***' >&2; else exit $$code; fi; }
+
+triton: $(DEV_STAMP) ## Only set up the real tritonserver for CPU (.venvs/triton, 0.6 GB)
+	@$(BIN)/python services/triton/install.py --venv .venvs/triton || { code=$$?; \
+	    if [ $$code -eq 69 ]; then echo '*** the tests of the real tritonserver will be SKIPPED ***' >&2; else exit $$code; fi; }
 
 sglang: $(DEV_STAMP) ## Only set up the real SGLang for CPU (.venvs/sglang, 1.3 GB)
 	@$(BIN)/python services/sglang/install.py --venv .venvs/sglang || { code=$$?; \
