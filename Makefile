@@ -21,7 +21,7 @@ TRAIN := .venvs/train
 TRAIN_STAMP := $(TRAIN)/.penstock-train-$(DIGEST)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast test-sglang lint bench-gateway starter-model protos dev vllm triton sglang clean
+.PHONY: help serve test test-fast test-sglang lint bench-gateway starter-model protos proto-lint dev vllm triton sglang clean
 
 help: ## This text
 	@printf 'Penstock: real language models behind one OpenAI-compatible gateway, on this machine.\n\n'
@@ -57,6 +57,9 @@ starter-model: $(TRAIN_STAMP) ## Train, measure and export the starter model aga
 protos: $(DEV_STAMP) ## Write gateway/protos/*_pb2* again from the .proto files
 	@$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. \
 	    $$(find gateway/protos -name '*.proto')
+
+proto-lint: ## Lint the .proto files and refuse changes that break callers (buf, from npm)
+	@sh gateway/protos/lint.sh .cache/buf
 
 dev: $(DEV_STAMP) ## Only set up .venv with everything for work on the code
 

@@ -1,0 +1,1 @@
+"""Package `penstock`: the gateway's own services."""

@@ -1,0 +1,1 @@
+"""Version 1 of the gateway's own services. Generated: `make protos`."""
