@@ -13,11 +13,22 @@ _SUMMARIES = {
     Endpoint.CHAT: "Chat completion, whole or as server-sent events",
     Endpoint.COMPLETIONS: "Text completion, whole or as server-sent events",
     Endpoint.EMBEDDINGS: "Embedding vectors (on engines that offer them)",
+    Endpoint.RESPONSES: "OpenAI's Responses, whole or as server-sent events (docs/responses.md)",
+    Endpoint.MESSAGES: "Anthropic's Messages, whole or as server-sent events (docs/messages.md)",
+    Endpoint.COUNT_TOKENS: "How many tokens a message would be (on engines that offer it)",
+    Endpoint.RERANK: "Documents in the order of their relevance (on engines that offer it)",
+    Endpoint.SCORE: "Similarity of pairs of texts (on engines that offer it)",
 }
+_WHOLE = {Endpoint.EMBEDDINGS, Endpoint.COUNT_TOKENS, Endpoint.RERANK, Endpoint.SCORE}
 _EXAMPLES: dict[Endpoint, dict[str, Any]] = {
     Endpoint.CHAT: {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 32},
     Endpoint.COMPLETIONS: {"prompt": "Hello", "max_tokens": 32},
     Endpoint.EMBEDDINGS: {"input": "Hello"},
+    Endpoint.RESPONSES: {"input": "Hello", "max_output_tokens": 32},
+    Endpoint.MESSAGES: {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 32},
+    Endpoint.COUNT_TOKENS: {"messages": [{"role": "user", "content": "Hello"}]},
+    Endpoint.RERANK: {"query": "Hello", "documents": ["Hi", "Goodbye"]},
+    Endpoint.SCORE: {"text_1": "Hello", "text_2": ["Hi", "Goodbye"]},
 }
 _ERROR = {
     "type": "object",
@@ -63,7 +74,7 @@ def _operation(endpoint: Endpoint, components: dict[str, Any], model: str) -> di
         "example": {"model": model, **_EXAMPLES[endpoint]},
     }
     answers: dict[str, Any] = {"200": {"description": "The engine's answer", "content": {"application/json": {}}}}
-    if endpoint is not Endpoint.EMBEDDINGS:
+    if endpoint not in _WHOLE:
         answers["200"]["content"]["text/event-stream"] = {}
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     for status, words in {

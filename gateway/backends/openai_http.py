@@ -16,6 +16,7 @@ from gateway.backends.capabilities import Capabilities, Tested
 from gateway.backends.errors import NOT_JSON, engine_error
 from gateway.backends.http11 import Connection, Pool
 from gateway.backends.sse import ABORTED, StreamReader, aborted, model_renames, own_reasoning
+from gateway.backends.typed_events import TYPED, read_answer, read_event
 from gateway.core.call import Call, Chunk, Endpoint, Reply, Sink, Usage
 from gateway.core.errors import PenstockError, UpstreamError, UpstreamTimeout
 from gateway.core.openai import OPENAI_FIELDS
@@ -24,8 +25,8 @@ from gateway.core.replica import Probe, Replica
 ANSWER_LIMIT_BYTES = 256 * 2**20
 ERROR_LIMIT_BYTES = 2**20
 AFTER_DONE_S = 1.0  # for the end of the response after [DONE], so that its connection can be used again
-IDENTIFIERS = frozenset({"user", "safety_identifier"})
-"""Fields that name the caller and never change an answer: accepted everywhere, sent where taken."""
+IDENTIFIERS = frozenset({"user", "safety_identifier", "prompt_cache_key"})
+"""Fields that name the caller or hint at a cache, and never change an answer: accepted everywhere, sent where taken."""
 
 _WANTS_USAGE = msgspec.Raw(b'{"include_usage":true}')
 
@@ -99,7 +100,7 @@ class OpenAIHTTP:
                 raise engine_error(502, await connection.read_all(ERROR_LIMIT_BYTES))
             upstream = self.upstream_model(replica, call)
             rename = (upstream, call.model) if upstream != call.model else None
-            relay = _Relay(
+            relay = (_TypedRelay if call.endpoint in TYPED else _Relay)(
                 connection,
                 sink,
                 self.patience.idle_timeout_s,
@@ -219,21 +220,27 @@ class OpenAIHTTP:
 
     def _reply(self, body: bytes, replica: Replica, call: Call) -> Reply:
         try:
+            if call.endpoint in TYPED:
+                return read_answer(self._renamed(body, replica, call))
             answer = _DECODE_ANSWER(body)
         except NOT_JSON as error:
             raise UpstreamError(f"The engine's answer is not the JSON it should be: {error}.") from None
         if answer.error:
             raise engine_error(502, body)
-        upstream = self.upstream_model(replica, call)
-        if upstream != call.model:
-            for old, new in model_renames(upstream, call.model):
-                body = body.replace(old, new, 1)
+        body = self._renamed(body, replica, call)
         reasons = [choice.finish_reason for choice in answer.choices if choice.finish_reason]
         if ABORTED in reasons:
             raise aborted()
         if b'"reasoning_content":' in body and b'"reasoning":' not in body:
             body = own_reasoning(body)
         return Reply(body, answer.usage, reasons)
+
+    def _renamed(self, body: bytes, replica: Replica, call: Call) -> bytes:
+        upstream = self.upstream_model(replica, call)
+        if upstream != call.model:
+            for old, new in model_renames(upstream, call.model):
+                body = body.replace(old, new, 1)
+        return body
 
     async def _get(self, replica: Replica, path: str) -> tuple[int, bytes]:
         pool = self._pool(replica)
@@ -323,6 +330,9 @@ class _Relay(StreamReader):
         self._connection.pause()
         self._connection.nudge()
 
+    def _last_words(self) -> bytes:
+        return b"data: [DONE]\n\n"  # some engines never say it; clients wait for it
+
     async def run(self) -> None:
         """Until the stream is over. Raises UpstreamError when it broke off, and what the sink raised."""
         connection = self._connection
@@ -341,6 +351,21 @@ class _Relay(StreamReader):
             return
         if self.has_partial_event or not self._is_finished:
             raise UpstreamError("The engine ended its stream before the answer was finished.")
-        self._sink.push(
-            Chunk(b"data: [DONE]\n\n", monotonic(), is_last=True)
-        )  # some engines never say it; clients wait for it
+        self._sink.push(Chunk(self._last_words(), monotonic(), is_last=True))
+
+
+class _TypedRelay(_Relay):
+    """Of Responses and Messages: events that carry their own type (typed_events.py), and end without `[DONE]`."""
+
+    __slots__ = ()
+
+    def _read_event(self, payload: bytes, chunk: Chunk) -> bool:
+        if read_event(payload, chunk):
+            self.is_done = chunk.is_last = True
+        return chunk.error is None
+
+    def _learn(self, event: bytes) -> None:
+        """Every event has a number or a place of its own: none is like the last."""
+
+    def _last_words(self) -> bytes:
+        return b""

@@ -17,6 +17,19 @@ from gateway.core.replica import Replica
 
 _CHAT = OPENAI_FIELDS[Endpoint.CHAT] - {"safety_identifier"}
 _COMPLETIONS = OPENAI_FIELDS[Endpoint.COMPLETIONS] - {"best_of", "suffix"}
+_RESPONSES = frozenset({
+    "model", "input", "instructions", "max_output_tokens", "metadata", "tools", "tool_choice", "parallel_tool_calls",
+    "text", "reasoning", "store", "include", "truncation", "top_logprobs", "stream", "temperature", "top_p", "user",
+    "top_k", "min_p", "frequency_penalty", "presence_penalty", "logit_bias", "include_reasoning", "priority",
+    "cache_salt", "skip_special_tokens", "include_stop_str_in_output",
+})  # fmt: skip
+_MESSAGES = frozenset({
+    "model", "messages", "max_tokens", "system", "stop_sequences", "stream", "temperature", "top_p", "top_k", "tools",
+    "tool_choice", "thinking", "output_config", "metadata",
+})  # fmt: skip
+_SCORING = frozenset({
+    "model", "instruction", "truncate_prompt_tokens", "max_tokens_per_doc", "max_tokens_per_query", "priority",
+})  # fmt: skip
 
 
 class VLLM(OpenAIHTTP):
@@ -38,6 +51,11 @@ class VLLM(OpenAIHTTP):
         Endpoint.CHAT: _CHAT | EXTENSIONS.keys() | CHAT_EXTENSIONS.keys(),
         Endpoint.COMPLETIONS: _COMPLETIONS | EXTENSIONS.keys(),
         Endpoint.EMBEDDINGS: OPENAI_FIELDS[Endpoint.EMBEDDINGS] | {"truncate_prompt_tokens", "priority"},
+        Endpoint.RESPONSES: _RESPONSES,
+        Endpoint.MESSAGES: _MESSAGES,
+        Endpoint.COUNT_TOKENS: _MESSAGES,
+        Endpoint.RERANK: _SCORING | {"query", "documents", "top_n"},
+        Endpoint.SCORE: _SCORING | {"text_1", "text_2", "queries", "documents", "items"},
     }
 
     async def load_adapter(self, replica: Replica, name: str, path: str) -> None:

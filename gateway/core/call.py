@@ -18,6 +18,11 @@ class Endpoint(StrEnum):
     CHAT = "chat/completions"
     COMPLETIONS = "completions"
     EMBEDDINGS = "embeddings"
+    RESPONSES = "responses"
+    MESSAGES = "messages"
+    COUNT_TOKENS = "messages/count_tokens"
+    RERANK = "rerank"
+    SCORE = "score"
 
     __hash__ = str.__hash__  # an enum's own is a Python function, and this is a key on the request path
 
@@ -34,7 +39,8 @@ class Call(msgspec.Struct, gc=False, eq=False):
 
     `fields` maps each top-level key to its raw JSON; `body` is the client's bytes. Times are
     `time.monotonic()` seconds; `deadline_s` is set once, at admission. `adapter`: the LoRA that `model` names,
-    set by the router; None for the model itself.
+    set by the router; None for the model itself. `door`: what the client spoke where it was not `endpoint`'s own
+    protocol, as metrics and the access log name it; `images`: how many image parts the prompt has, once checked.
     """
 
     endpoint: Endpoint
@@ -49,6 +55,8 @@ class Call(msgspec.Struct, gc=False, eq=False):
     key_name: str | None = None
     traceparent: str | None = None
     adapter: str | None = None
+    door: str | None = None
+    images: int = 0
 
 
 class Reply(msgspec.Struct, gc=False):

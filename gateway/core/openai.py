@@ -4,7 +4,8 @@ Values are checked, then travel as the client's own bytes: nothing is re-encoded
 none of these tables is refused by name, because every engine would silently ignore it. Which engine
 takes which of them is the backend's business (backends/*.py).
 
-Source: OpenAI API reference (openapi 2.3.0); extension fields: vLLM 0.33 `protocol.py`.
+Sources: OpenAI API reference (openapi 2.3.0); Anthropic's Messages (anthropic-python 2.12); extension fields, rerank
+and score: vLLM 0.33 `protocol.py`.
 """
 
 from typing import Annotated, Any
@@ -127,10 +128,100 @@ CHAT_EXTENSIONS: dict[str, Any] = {
     "echo": bool | None,
 }
 
+Metadata = Annotated[dict[str, Annotated[str, Meta(max_length=512)]], Meta(max_length=16)]
+Texts = str | Annotated[list[str], Meta(min_length=1)]
+
+_RESPONSES: dict[str, Any] = {
+    "model": Model,
+    "input": str | Items,
+    "instructions": str | None,
+    "max_output_tokens": Positive | None,
+    "metadata": Metadata | None,
+    "tools": list[dict[str, Raw]] | None,
+    "tool_choice": str | dict[str, Raw] | None,
+    "parallel_tool_calls": bool | None,
+    "text": dict[str, Raw] | None,
+    "reasoning": dict[str, Raw] | None,
+    "previous_response_id": str | None,
+    "store": bool | None,
+    "include": list[str] | None,
+    "truncation": str | None,
+    "top_logprobs": Annotated[int, Meta(ge=0, le=20)] | None,
+    "stream": bool | None,
+    "stream_options": StreamOptions | None,
+    "temperature": Annotated[float, Meta(ge=0, le=2)] | None,
+    "top_p": Annotated[float, Meta(gt=0, le=1)] | None,
+    "service_tier": str | None,
+    "prompt_cache_key": str | None,
+    "user": str | None,
+    "safety_identifier": str | None,
+    "background": bool | None,
+    "conversation": Raw,
+    "prompt": Raw,
+    "max_tool_calls": Raw,
+    "context_management": Raw,
+    "moderation": Raw,
+}
+RESPONSES_EXTENSIONS: dict[str, Any] = (
+    {name: _CHAT[name] for name in ("frequency_penalty", "presence_penalty", "logit_bias", "seed", "stop")}
+    | EXTENSIONS
+    | CHAT_EXTENSIONS
+)
+"""Beyond OpenAI's Responses: chat fields that say the same there."""
+
+_MESSAGES: dict[str, Any] = {
+    "model": Model,
+    "messages": Annotated[list[dict[str, Raw]], Meta(min_length=1)],
+    "max_tokens": Positive,
+    "system": str | list[dict[str, Raw]] | None,
+    "metadata": dict[str, Raw] | None,
+    "stop_sequences": list[str] | None,
+    "stream": bool | None,
+    "temperature": Annotated[float, Meta(ge=0, le=1)] | None,
+    "top_p": Annotated[float, Meta(ge=0, le=1)] | None,
+    "top_k": Natural | None,
+    "tools": list[dict[str, Raw]] | None,
+    "tool_choice": dict[str, Raw] | None,
+    "thinking": dict[str, Raw] | None,
+    "output_config": dict[str, Raw] | None,
+    "service_tier": str | None,
+    "container": Raw,
+    "context_management": Raw,
+    "mcp_servers": Raw,
+}
+_RERANK: dict[str, Any] = {
+    "model": Model,
+    "query": str,
+    "documents": Annotated[list[str], Meta(min_length=1)],
+    "top_n": Natural | None,
+    "return_documents": bool | None,
+    "instruction": str | None,
+    "truncate_prompt_tokens": int | None,
+    "max_tokens_per_doc": Natural | None,
+    "max_tokens_per_query": Natural | None,
+    "priority": int | None,
+    "user": str | None,
+}
+_SCORE: dict[str, Any] = {
+    "model": Model,
+    **dict.fromkeys(("text_1", "text_2", "queries", "documents", "items", "query"), Texts),
+    "label_token_ids": list[int] | None,
+    "apply_softmax": bool | None,
+    "item_first": bool | None,
+    **{name: _RERANK[name] for name in ("instruction", "truncate_prompt_tokens", "max_tokens_per_doc", "priority")},
+    "max_tokens_per_query": Natural | None,
+    "user": str | None,
+}
+
 FIELD_TYPES: dict[Endpoint, dict[str, Any]] = {
     Endpoint.CHAT: _CHAT | EXTENSIONS | CHAT_EXTENSIONS,
     Endpoint.COMPLETIONS: _COMPLETIONS | EXTENSIONS,
     Endpoint.EMBEDDINGS: _EMBEDDINGS | {"truncate_prompt_tokens": int | None, "priority": int | None},
+    Endpoint.RESPONSES: _RESPONSES | RESPONSES_EXTENSIONS,
+    Endpoint.MESSAGES: _MESSAGES,
+    Endpoint.COUNT_TOKENS: _MESSAGES,
+    Endpoint.RERANK: _RERANK,
+    Endpoint.SCORE: _SCORE,
 }
 OPENAI_FIELDS: dict[Endpoint, frozenset[str]] = {
     Endpoint.CHAT: frozenset(_CHAT),
@@ -141,4 +232,9 @@ REQUIRED: dict[Endpoint, tuple[str, ...]] = {
     Endpoint.CHAT: ("model", "messages"),
     Endpoint.COMPLETIONS: ("model", "prompt"),
     Endpoint.EMBEDDINGS: ("model", "input"),
+    Endpoint.RESPONSES: ("model", "input"),
+    Endpoint.MESSAGES: ("model", "messages", "max_tokens"),
+    Endpoint.COUNT_TOKENS: ("model", "messages"),
+    Endpoint.RERANK: ("model", "query", "documents"),
+    Endpoint.SCORE: ("model",),
 }
