@@ -233,9 +233,15 @@ def test_a_gguf_file_is_served_as_it_is(model: Path, cache: Path, tmp_path: Path
         assert not (tmp_path / "none").exists()
 
 
-def test_a_draft_changes_the_speed_and_not_the_greedy_text(model: Path, cache: Path, tmp_path: Path) -> None:
-    draft = write_checkpoint(tmp_path / "draft", architecture="qwen3", layers=1, heads=2, kv_heads=1, seed=9)
-    with running_engine(model, cache) as plain, running_engine(model, cache, "--draft", str(draft)) as drafted:
+@pytest.mark.parametrize("guessing", ["draft", "prompt-lookup"])
+def test_guessing_changes_the_speed_and_not_the_greedy_text(
+    guessing: str, model: Path, cache: Path, tmp_path: Path
+) -> None:
+    args = ["--prompt-lookup"]
+    if guessing == "draft":
+        draft = write_checkpoint(tmp_path / "draft", architecture="qwen3", layers=1, heads=2, kv_heads=1, seed=9)
+        args = ["--draft", str(draft)]
+    with running_engine(model, cache) as plain, running_engine(model, cache, *args) as drafted:
         for prompt in ("hello", "the quick brown", [60, 61, 62]):
             replies = [engine.complete(prompt, temperature=0, max_tokens=40).json() for engine in (plain, drafted)]
             assert replies[0]["choices"] == replies[1]["choices"]

@@ -83,8 +83,14 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     )
     add("--threads", type=_whole(1, 1024), help="threads that compute; the library's choice if left out")
     add("--no-prefix-caching", action="store_true", help="do not keep the KV cache of earlier prompts")
-    add("--draft", type=Path, help="small model of the same vocabulary for speculative decoding")
-    add("--draft-tokens", type=_whole(1, 16), default=4, help="tokens the draft proposes at a time")
+    guessing = parser.add_mutually_exclusive_group()
+    guessing.add_argument("--draft", type=Path, help="small model of the same vocabulary for speculative decoding")
+    guessing.add_argument(
+        "--prompt-lookup",
+        action="store_true",
+        help="speculative decoding without a draft: guess what the text said before",
+    )
+    add("--draft-tokens", type=_whole(1, 16), default=4, help="tokens guessed at a time")
     add("--grammar-timeout-s", type=float, default=5.0, help="longest compilation of a schema, regex or grammar")
     add("--body-limit-mb", type=_whole(1, 1024), default=16, help="largest request body in MiB")
     add("--grace-s", type=float, default=30.0, help="how long running answers may go on after SIGTERM")
@@ -110,6 +116,7 @@ def _serve_options(options: argparse.Namespace) -> ServeOptions:
         max_num_seqs=options.max_num_seqs,
         max_batched_tokens=options.max_batched_tokens,
         prefix_caching=not options.no_prefix_caching,
+        prompt_lookup=options.prompt_lookup,
     )
     engine = EngineOptions(
         model=options.model,

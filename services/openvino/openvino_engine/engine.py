@@ -16,6 +16,8 @@ from openvino_engine.loop import EngineLoop
 from openvino_engine.metrics import Metrics
 from openvino_engine.pipeline import PipelineOptions, pipeline_opener
 
+NGRAM_TOKENS = 3  # prompt lookup: the longest run that is looked up
+
 # How a pipeline is opened, given the default opener; tests put faults in between.
 WrapOpener = Callable[[Callable[[], Any]], Callable[[], Any]]
 
@@ -87,7 +89,8 @@ def _engine_loop(options: EngineOptions, checkpoint: Checkpoint, metrics: Metric
             metrics,
             max_running=pipeline.max_num_seqs,
             max_waiting=options.max_waiting,
-            draft_tokens=options.draft_tokens if options.draft is not None else 0,
+            draft_tokens=options.draft_tokens if options.draft is not None or pipeline.prompt_lookup else 0,
+            ngram_tokens=NGRAM_TOKENS if pipeline.prompt_lookup else 0,
         )
     except RuntimeError as error:
         raise ConversionError(f"OpenVINO GenAI cannot open {checkpoint.model_path}: {error}") from error

@@ -39,6 +39,7 @@ class EngineLoop:
         max_running: int,
         max_waiting: int,
         draft_tokens: int = 0,
+        ngram_tokens: int = 0,
     ) -> None:
         self._open_pipeline = open_pipeline
         self._pipeline = open_pipeline()
@@ -46,6 +47,7 @@ class EngineLoop:
         self._max_running = max_running
         self._capacity = max_running + max_waiting
         self._draft_tokens = draft_tokens
+        self._ngram_tokens = ngram_tokens
         self._condition = threading.Condition()
         self._inbox: deque[tuple[str, Job]] = deque()
         self._stopping = False
@@ -156,7 +158,7 @@ class EngineLoop:
             self._next_id += 1
             tokens = openvino.Tensor(np.array([job.prompt], dtype=np.int64))
             try:
-                config = job.sampling.config(job.choice, self._draft_tokens)
+                config = job.sampling.config(job.choice, self._draft_tokens, self._ngram_tokens)
                 # The handle is kept in the job: the library cancels a request whose handle is dropped.
                 job.handle = self._pipeline.add_request(self._next_id, tokens, config)
             except RuntimeError as error:
@@ -184,6 +186,7 @@ class EngineLoop:
         except RuntimeError as error:
             self._recover(error)
             return
+        self._metrics.steps.inc()
         now_s = time.monotonic()
         events: list[tuple[Job, Delta | ApiError]] = []
         for key, job in list(self._running.items()):

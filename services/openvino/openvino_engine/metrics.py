@@ -21,6 +21,7 @@ class Metrics:
         self.kv_bytes = self._gauge("kv_cache_size_bytes", "Size of the KV cache")
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of answers that began")
         self.generation_tokens = self._counter("generation_tokens", "Tokens generated, of aborted answers too")
+        self.steps = self._counter("steps", "Steps of the pipeline; fewer than tokens where it guesses or batches")
         self.aborts = self._counter("aborts", "Answers stopped because the client left")
         self.restarts = self._counter("pipeline_restarts", "Times the pipeline was opened again after a failure")
         self.rejections = self._counter("admission_rejections", "Requests refused because the queue was full")

@@ -22,6 +22,7 @@ class PipelineOptions:
     max_batched_tokens: int = 512
     prefix_caching: bool = True
     draft: Path | None = None
+    prompt_lookup: bool = False
 
     def kv_capacity(self, values_per_token: int) -> int:
         """Tokens that the KV cache holds."""
@@ -42,6 +43,8 @@ def pipeline_opener(model_path: Path, tokenizer: Any, options: PipelineOptions) 
             properties["draft_model"] = openvino_genai.draft_model(
                 str(options.draft), "CPU", **precision_properties(options.precision)
             )
+        if options.prompt_lookup:
+            properties["prompt_lookup"] = True
         return openvino_genai.ContinuousBatchingPipeline(
             str(model_path), tokenizer, _scheduler(options), "CPU", **properties
         )

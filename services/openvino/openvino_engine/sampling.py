@@ -29,8 +29,9 @@ class Sampling:
     logprobs: bool = False
     constraint: Constraint | None = None
 
-    def config(self, choice: int, draft_tokens: int) -> Any:
-        """The library's configuration for one choice of the request."""
+    def config(self, choice: int, draft_tokens: int, ngram_tokens: int = 0) -> Any:
+        """The library's configuration for one choice of the request. ``ngram_tokens``: the longest run of tokens
+        looked up in the text so far, 0 where a draft model guesses or nobody does."""
         config = openvino_genai.GenerationConfig()
         config.max_new_tokens = self.stop.max_tokens
         config.min_new_tokens = self.stop.min_tokens
@@ -47,6 +48,8 @@ class Sampling:
             config.structured_output_config = self.constraint.config()
         if draft_tokens:
             config.num_assistant_tokens = draft_tokens
+        if ngram_tokens:
+            config.max_ngram_size = ngram_tokens
         return config
 
     def _randomness(self, config: Any, choice: int) -> None:
