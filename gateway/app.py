@@ -11,6 +11,7 @@ from gateway.api.auth import Authenticator
 from gateway.api.inference import HttpClient, hot_routes
 from gateway.api.web import make_web_app
 from gateway.api.wire import Wire
+from gateway.backends.base import Backend
 from gateway.backends.capabilities import Adapters
 from gateway.backends.openai_http import Patience
 from gateway.backends.registry import make_backend
@@ -98,8 +99,15 @@ def _models(settings: Settings, metrics: Metrics) -> list[Model]:
 def _deployment(model: str, name: str, settings: DeploymentSettings, metrics: Metrics) -> Deployment:
     patience = Patience(settings.connect_timeout_s, settings.first_token_timeout_s, settings.idle_timeout_s)
     series = metrics.new_series(model, name)
+    backend = make_backend(settings.engine, patience, settings.checkpoint)
     replicas = [
-        Replica(key, replica.url, settings.model or model, replica.max_in_flight, replica.api_key)
+        Replica(
+            key,
+            replica.url,
+            settings.model or model,
+            replica.max_in_flight if backend.capabilities.concurrent else 1,
+            replica.api_key,
+        )
         for key, replica in settings.replicas.items()
     ]
     for replica in replicas:
@@ -107,7 +115,7 @@ def _deployment(model: str, name: str, settings: DeploymentSettings, metrics: Me
     return Deployment(
         name=name,
         model=model,
-        backend=make_backend(settings.engine, patience, settings.checkpoint),
+        backend=backend,
         policy=POLICIES[settings.policy](),
         replicas=replicas,
         series=series,
@@ -115,8 +123,17 @@ def _deployment(model: str, name: str, settings: DeploymentSettings, metrics: Me
         deadline_s=settings.deadline_s,
         max_waiting=settings.max_waiting,
         queue_timeout_s=settings.queue_timeout_s,
-        warm_up=None if settings.warm_up == "none" else Endpoint[settings.warm_up.upper()],
+        warm_up=_warm_up(settings, backend),
     )
+
+
+def _warm_up(settings: DeploymentSettings, backend: Backend) -> Endpoint | None:
+    """What is asked first: completions, or the first endpoint there is where the engine has none (MNN)."""
+    if settings.warm_up == "none":
+        return None
+    if settings.warm_up is not None:
+        return Endpoint[settings.warm_up.upper()]
+    return Endpoint.COMPLETIONS if Endpoint.COMPLETIONS in backend.fields else next(iter(backend.fields))
 
 
 def _watch(model: Model, deployment: Deployment, settings: Settings) -> HealthWatch:

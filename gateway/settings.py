@@ -84,8 +84,9 @@ class DeploymentSettings(_Strict):
     probe_interval_s: Seconds = Field(2.0, description="Between two health probes of a replica.")
     max_waiting: int = Field(1024, ge=0, description="Requests that may wait for a slot; more get 429.")
     queue_timeout_s: Seconds = Field(30.0, description="How long a request may wait for a slot.")
-    warm_up: Literal["chat", "completions", "embeddings", "none"] = Field(
-        "completions", description="The request whose answer makes a replica ready."
+    warm_up: Literal["chat", "completions", "embeddings", "none"] | None = Field(
+        None,
+        description="The request whose answer makes a replica ready; default: completions, else what the engine has.",
     )
 
 

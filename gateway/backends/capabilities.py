@@ -25,6 +25,23 @@ class Adapters(StrEnum):
     DYNAMIC = "at run time"
 
 
+class Shape(StrEnum):
+    """What a checkpoint's weights may look like beside plain quantization, by what an engine must know to load them."""
+
+    DENSE = "dense"
+    HEAD_DIM = "pruned evenly"  # fewer heads, or narrower layers, alike in every layer: `head_dim` is explicit
+    SPARSE_DENSE = "zeros stored densely"  # pruned without a pattern: as large and as fast as before
+    SPARSE_24 = "2:4 compressed"
+    PER_LAYER = "sizes that differ by layer"
+    LOW_RANK = "low-rank factors"
+    SLICED = "sliced (SliceGPT)"
+    PREFIX = "prefix vectors"  # prefix tuning, P-tuning v2
+    BOTTLENECK = "bottleneck adapters"
+
+
+EVERYWHERE = frozenset({Shape.DENSE, Shape.HEAD_DIM, Shape.SPARSE_DENSE})
+
+
 @dataclass(frozen=True, slots=True)
 class EngineMetrics:
     """Where the engine's own gauges are: `path` of the Prometheus page, then series names, labels included.
@@ -40,8 +57,9 @@ class EngineMetrics:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """`quantization`: values of `quantization_config.quant_method` (and our schemes) it loads; `architectures`:
-    `config.json` architectures it is limited to, None when it knows more than can be listed.
+    """`quantization`: values of `quantization_config.quant_method` it loads; `architectures`: `config.json`
+    architectures it is limited to. Both None when it knows more than can be listed, or nobody can tell.
+    `shapes`: what its loader takes beside them; `concurrent`: it works on more than one request at a time.
 
     `logprobs`: may answers carry them; `top_logprobs`: how many alternatives a token (0: only the chosen one).
     """
@@ -52,7 +70,8 @@ class Capabilities:
     logprobs: bool = False
     top_logprobs: int = 0
     adapters: Adapters = Adapters.NONE
-    quantization: frozenset[str] = frozenset()
+    quantization: frozenset[str] | None = frozenset()
+    shapes: frozenset[Shape] = EVERYWHERE
     architectures: frozenset[str] | None = None
     concurrent: bool = True
     metrics: EngineMetrics = EngineMetrics()

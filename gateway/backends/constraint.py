@@ -4,6 +4,7 @@ Apart from the backends because each engine spells it differently: a backend tha
 what is wanted and writes its own dialect.
 """
 
+import re
 from enum import StrEnum
 from typing import Any
 
@@ -96,3 +97,11 @@ def _fits(kind: ConstraintKind, value: Any) -> bool:
         return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
     expected = {ConstraintKind.JSON: dict, ConstraintKind.JSON_OBJECT: bool}.get(kind, str)
     return isinstance(value, expected) and value is not False
+
+
+def alternatives(choices: list[str]) -> str:
+    """A regular expression for exactly these texts, for engines that know no choices.
+
+    Only what has a meaning is escaped: grammar engines refuse escapes that mean nothing, which re.escape makes.
+    """
+    return "(" + "|".join(re.sub(r"([\\.^$*+?{}\[\]|()/])", r"\\\1", choice) for choice in choices) + ")"

@@ -28,8 +28,6 @@ AFTER_DONE_S = 1.0  # for the end of the response after [DONE], so that its conn
 IDENTIFIERS = frozenset({"user", "safety_identifier", "prompt_cache_key"})
 """Fields that name the caller or hint at a cache, and never change an answer: accepted everywhere, sent where taken."""
 
-_WANTS_USAGE = msgspec.Raw(b'{"include_usage":true}')
-
 
 class _AnswerChoice(msgspec.Struct, gc=False):
     finish_reason: str | None = None
@@ -75,6 +73,8 @@ class OpenAIHTTP:
     probe_path: ClassVar[str] = "/v1/models"
     has_extra_events: ClassVar[bool] = False
     """Its streams hold events of its own, without choices, that clients would stumble over."""
+    usage_wish: ClassVar[msgspec.Raw] = msgspec.Raw(b'{"include_usage":true}')
+    """The `stream_options` that ask it for a usage count."""
     capabilities: ClassVar[Capabilities] = Capabilities(tested=Tested.CONTRACT, tools=True, logprobs=True)
 
     def __init__(self, patience: Patience, checkpoint: Path | None = None) -> None:
@@ -189,7 +189,7 @@ class OpenAIHTTP:
         if upstream != call.model:
             changes["model"] = msgspec.Raw(msgspec.json.encode(upstream))
         if call.stream and self._must_ask_for_usage(call):
-            changes["stream_options"] = _WANTS_USAGE
+            changes["stream_options"] = self.usage_wish
         accepted = self.fields[call.endpoint]
         fields: Mapping[str, msgspec.Raw] = call.fields
         if not fields.keys() <= accepted:

@@ -6,11 +6,17 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from gateway.backends.base import Backend
+from gateway.backends.lightllm import LightLLM
+from gateway.backends.mnn import MNN
 from gateway.backends.openai_http import OpenAIHTTP, Patience
 from gateway.backends.openvino import OpenVINO
+from gateway.backends.sglang import SGLang
+from gateway.backends.trtllm import TRTLLM
 from gateway.backends.vllm import VLLM
 
-BUILT_IN: dict[str, type[OpenAIHTTP]] = {cls.kind: cls for cls in (OpenAIHTTP, VLLM, OpenVINO)}
+BUILT_IN: dict[str, type[OpenAIHTTP]] = {
+    cls.kind: cls for cls in (OpenAIHTTP, VLLM, OpenVINO, SGLang, TRTLLM, LightLLM, MNN)
+}
 
 
 def engine_kinds() -> list[str]:

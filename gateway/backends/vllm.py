@@ -9,8 +9,9 @@ from typing import ClassVar
 
 from gateway.backends.capabilities import Adapters, Capabilities, EngineMetrics, Tested
 from gateway.backends.constraint import ConstraintKind
+from gateway.backends.dialect import Fields, decoded, raw
 from gateway.backends.openai_http import OpenAIHTTP
-from gateway.core.call import Endpoint
+from gateway.core.call import Call, Endpoint
 from gateway.core.errors import EngineRefused
 from gateway.core.openai import CHAT_EXTENSIONS, EXTENSIONS, OPENAI_FIELDS
 from gateway.core.replica import Replica
@@ -57,6 +58,11 @@ class VLLM(OpenAIHTTP):
         Endpoint.RERANK: _SCORING | {"query", "documents", "top_n"},
         Endpoint.SCORE: _SCORING | {"text_1", "text_2", "queries", "documents", "items"},
     }
+
+    def dialect(self, call: Call, fields: Fields) -> Fields:  # noqa: ARG002
+        """The gateway's `priority` is larger for sooner, vLLM's smaller."""
+        urgency = decoded(fields, "priority")
+        return fields if not urgency else {**fields, "priority": raw(-urgency)}
 
     async def load_adapter(self, replica: Replica, name: str, path: str) -> None:
         """Source: vLLM `entrypoints/serve/lora/api_router.py`; the answer is plain text."""

@@ -95,6 +95,7 @@ _EMBEDDINGS: dict[str, Any] = {
 }
 
 # Not OpenAI's: what the engines add on top, typed where a wrong value would be a silent surprise.
+# `priority`: 0 is normal, more is sooner, on every engine; backends turn it round where the engine does.
 EXTENSIONS: dict[str, Any] = {
     "top_k": Annotated[int, Meta(ge=-1)] | None,
     "min_p": Annotated[float, Meta(ge=0, le=1)] | None,

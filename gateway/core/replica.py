@@ -1,5 +1,6 @@
 """A replica: one running engine with a URL, and what the gateway knows of it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -15,7 +16,8 @@ class ReplicaState(StrEnum):
 class Replica:
     """`url` has no trailing slash; `served_model` is the name the engine knows the model by.
 
-    `in_flight` counts attempts that hold a slot; `reason` says in one line why it is not ready.
+    `in_flight` counts attempts that hold a slot; `reason` says in one line why it is not ready; `freed` is called
+    when a slot becomes free that no attempt held.
     """
 
     name: str
@@ -27,10 +29,19 @@ class Replica:
     reason: str = "not probed yet"
     in_flight: int = 0
     model_card: dict[str, object] = field(default_factory=dict)
+    freed: Callable[[], None] = lambda: None
 
     @property
     def is_ready(self) -> bool:
         return self.state is ReplicaState.READY
+
+    def occupy(self) -> None:
+        """The engine still works on something nobody waits for: the slot stays taken until `vacate()`."""
+        self.in_flight += 1
+
+    def vacate(self) -> None:
+        self.in_flight -= 1
+        self.freed()
 
 
 @dataclass(slots=True)

@@ -46,6 +46,10 @@ class Deployment:
     ready: list[Replica] = field(default_factory=list)
     _waiting: "deque[Waiter]" = field(default_factory=deque)
 
+    def __post_init__(self) -> None:
+        for replica in self.replicas:
+            replica.freed = self.hand_over
+
     def refuse_ignored_fields(self, call: Call) -> None:
         """Raises InvalidRequest for a field, or an endpoint, that this deployment's engine would ignore."""
         accepted = self.backend.fields.get(call.endpoint)

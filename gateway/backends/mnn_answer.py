@@ -1,0 +1,177 @@
+"""MNN-LLM's answers as OpenAI's: one id, a role, real token counts or none, a finish reason that is not "".
+
+Apart from mnn.py, which is about its one slot. MNN says usage as constants (10, 7, 17): with the deployment's
+`checkpoint` tokens are counted here, without it an answer carries no usage at all.
+"""
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gateway.backends.errors import NOT_JSON
+from gateway.backends.sse import payloads
+from gateway.core.call import Call, Chunk, Reply, Sink, Usage
+from gateway.core.errors import PenstockError, UpstreamError
+
+
+class _Words(msgspec.Struct, gc=False):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    delta: _Words | None = None
+    message: _Words | None = None
+    finish_reason: str | None = None
+
+
+class _Answer(msgspec.Struct, gc=False):
+    choices: list[_Choice] = []
+
+
+_DECODE = msgspec.json.Decoder(_Answer).decode
+_DONE = b"data: [DONE]\n\n"
+
+
+class TokenCounter:
+    """Counts with the checkpoint's tokenizer, prompts through its chat template. Raises OSError or ValueError when
+    the folder has none."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        from jinja2.sandbox import ImmutableSandboxedEnvironment  # here: most gateways need neither
+        from tokenizers import Tokenizer
+
+        self._tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+        self._special = json.loads((checkpoint / "tokenizer_config.json").read_text("utf-8"))
+        file = checkpoint / "chat_template.jinja"
+        source = file.read_text("utf-8") if file.is_file() else self._special.get("chat_template")
+        if not isinstance(source, str):
+            raise ValueError(f"{checkpoint} has no chat template")
+        self._template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(source)
+
+    def prompt(self, call: Call) -> int:
+        from jinja2 import TemplateError
+
+        messages = msgspec.json.decode(call.fields["messages"])
+        special = {key: value for key, value in self._special.items() if key in ("bos_token", "eos_token")}
+        try:
+            text = self._template.render(messages=messages, add_generation_prompt=True, **special)
+        except TemplateError:
+            text = "\n".join(str(message.get("content")) for message in messages)
+        return self.text(text)
+
+    def text(self, text: str) -> int:
+        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def _usage(call: Call, counter: TokenCounter | None, text: str) -> Usage | None:
+    return None if counter is None else Usage(counter.prompt(call), counter.text(text))
+
+
+def _told(usage: Usage) -> dict[str, int]:
+    said = usage.completion_tokens or 0
+    return {"prompt_tokens": usage.prompt_tokens, "completion_tokens": said, "total_tokens": usage.prompt_tokens + said}
+
+
+def rewritten(reply: Reply, call: Call, counter: TokenCounter | None) -> Reply:
+    """A whole answer."""
+    answer = _DECODE(reply.body)
+    said = answer.choices[0].message if answer.choices else None
+    if said is None or said.content is None:
+        raise UpstreamError("The engine answered without a message.")
+    usage = _usage(call, counter, said.content)
+    message = {"role": "assistant", "content": said.content, "refusal": None}
+    body: dict[str, Any] = {
+        **_base(call, "chat.completion"),
+        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}],
+    }
+    if usage is not None:
+        body["usage"] = _told(usage)
+    return Reply(msgspec.json.encode(body), usage, ["stop"])
+
+
+def _base(call: Call, kind: str) -> dict[str, Any]:
+    return {"id": f"chatcmpl-{call.request_id}", "object": kind, "created": int(time.time()), "model": call.model}
+
+
+class Rewriter:
+    """A sink in front of the client's. `broken` gets what the client's raises, once; then, or once it is abandoned,
+    the rest of the stream is listened to for its end only."""
+
+    def __init__(self, sink: Sink, call: Call, counter: TokenCounter | None, broken: "asyncio.Future[None]") -> None:
+        self._sink: Sink | None = sink
+        self._call = call
+        self._counter = counter
+        self._broken = broken
+        self._base = _base(call, "chat.completion.chunk")
+        self._said: list[str] = []
+        self._has_role = False
+
+    def abandon(self) -> None:
+        self._sink = None
+        self._broken.cancel()
+
+    def push(self, chunk: Chunk) -> bool:
+        if self._sink is None:
+            return False
+        if chunk.error is None:
+            events = [self._rewritten(payload, chunk) for payload in payloads(chunk.data)]
+            chunk.data = b"".join(events)
+        try:
+            return self._sink.push(chunk)
+        except PenstockError as error:
+            self._fail(error)
+            return False
+
+    def push_content(self, data: bytes, at_s: float) -> bool:
+        return self.push(Chunk(data, at_s, contents=1))
+
+    @property
+    def paused(self) -> bool:
+        return self._sink is not None and self._sink.paused
+
+    async def drained(self) -> None:
+        if self._sink is not None:
+            try:
+                await self._sink.drained()
+            except PenstockError as error:
+                self._fail(error)
+
+    def _fail(self, error: PenstockError) -> None:
+        self._sink = None
+        if not self._broken.done():
+            self._broken.set_exception(error)
+
+    def _rewritten(self, payload: bytes, chunk: Chunk) -> bytes:
+        if payload.startswith(b"[DONE]"):
+            return self._counted(chunk) + _DONE
+        try:
+            choices = _DECODE(payload).choices
+        except NOT_JSON as error:
+            raise UpstreamError(f"The engine's answer is not the JSON it should be: {error}.") from None
+        return b"".join(self._event(choice) for choice in choices)
+
+    def _event(self, choice: _Choice) -> bytes:
+        events = b""
+        if not self._has_role:
+            self._has_role = True
+            events = self._chunk({"role": "assistant", "content": ""}, None)
+        text = (choice.delta.content if choice.delta is not None else None) or ""
+        if text:
+            self._said.append(text)
+            events += self._chunk({"content": text}, None)
+        return events + self._chunk({}, choice.finish_reason) if choice.finish_reason else events
+
+    def _chunk(self, delta: dict[str, str], reason: str | None) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+        return b"data: %b\n\n" % msgspec.json.encode({**self._base, "choices": [choice]})
+
+    def _counted(self, chunk: Chunk) -> bytes:
+        """The usage event, where one is wanted; the chunk is told in any case."""
+        usage = chunk.usage = _usage(self._call, self._counter, "".join(self._said))
+        if usage is None or not self._call.wants_usage:
+            return b""
+        return b"data: %b\n\n" % msgspec.json.encode({**self._base, "choices": [], "usage": _told(usage)})

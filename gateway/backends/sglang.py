@@ -1,0 +1,102 @@
+"""SGLang 0.5: OpenAI plus its own sampling fields; grammars, adapters and stop texts spelled its own way.
+
+An unknown model's name is answered by the base model, so an adapter is always asked for as `base:adapter`. Header
+overrides (`x-override-*`) never reach it: the gateway writes its own heads.
+Source: SGLang 0.5.23 `srt/entrypoints/openai/protocol.py`, `srt/entrypoints/http_server.py`.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import msgspec
+
+from gateway.backends.capabilities import Adapters, Capabilities, EngineMetrics, Tested
+from gateway.backends.constraint import Constraint, ConstraintKind, alternatives
+from gateway.backends.dialect import CONSTRAINTS, Fields, is_plain, present, raw, schema_format, take_constraint
+from gateway.backends.openai_http import OpenAIHTTP
+from gateway.core.call import Call, Endpoint
+from gateway.core.errors import EngineRefused
+from gateway.core.openai import OPENAI_FIELDS
+from gateway.core.replica import Replica
+
+_EXTENSIONS = {
+    "top_k", "min_p", "repetition_penalty", "ignore_eos", "min_tokens", "stop_token_ids", "skip_special_tokens",
+    "include_stop_str_in_output", "structured_outputs", "priority", "cache_salt", "return_token_ids",
+}  # fmt: skip
+_QUANTIZATION = frozenset({
+    "awq", "awq_marlin", "gptq", "gptq_marlin", "fp8", "mxfp4", "modelopt", "modelopt_fp8", "modelopt_fp4",
+    "compressed-tensors", "bitsandbytes", "gguf", "w8a8_int8", "w8a8_fp8", "auto-round",
+})  # fmt: skip
+_SPECIAL = CONSTRAINTS | {"include_stop_str_in_output"}
+
+
+class SGLang(OpenAIHTTP):
+    kind: ClassVar[str] = "sglang"
+    probe_path: ClassVar[str] = "/ready"  # /health generates a token and takes a second
+    has_extra_events: ClassVar[bool] = True  # `sglext`
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        tested=Tested.CPU,
+        constraints=frozenset(ConstraintKind),
+        tools=True,
+        logprobs=True,
+        top_logprobs=20,
+        adapters=Adapters.DYNAMIC,
+        quantization=_QUANTIZATION,
+        metrics=EngineMetrics("/metrics", "sglang:num_queue_reqs", "sglang:num_running_reqs", "sglang:token_usage"),
+    )
+    fields: ClassVar[Mapping[Endpoint, frozenset[str]]] = {
+        Endpoint.CHAT: OPENAI_FIELDS[Endpoint.CHAT] - {"safety_identifier"}
+        | _EXTENSIONS
+        | {"chat_template_kwargs", "continue_final_message"},
+        Endpoint.COMPLETIONS: OPENAI_FIELDS[Endpoint.COMPLETIONS] - {"best_of", "suffix"} | _EXTENSIONS,
+        Endpoint.EMBEDDINGS: OPENAI_FIELDS[Endpoint.EMBEDDINGS] | {"priority"},
+    }
+
+    def upstream_model(self, replica: Replica, call: Call) -> str:
+        return f"{replica.served_model}:{call.adapter}" if call.adapter else replica.served_model
+
+    def dialect(self, call: Call, fields: Fields) -> Fields:
+        if is_plain(fields, _SPECIAL):
+            return fields
+        changed = present(fields)
+        wanted = take_constraint(call, changed, self.kind, self.capabilities)
+        if wanted is not None:
+            name, value = _spelled(wanted)
+            changed[name] = raw(value)
+        if "include_stop_str_in_output" in changed:
+            changed["no_stop_trim"] = changed.pop("include_stop_str_in_output")
+        return changed
+
+    async def load_adapter(self, replica: Replica, name: str, path: str) -> None:
+        await self._change(replica, "/load_lora_adapter", {"lora_name": name, "lora_path": path})
+
+    async def unload_adapter(self, replica: Replica, name: str) -> None:
+        """One that is not there is no error."""
+        if name in ((await self.probe(replica)).models or {}):
+            await self._change(replica, "/unload_lora_adapter", {"lora_name": name})
+
+    async def _change(self, replica: Replica, path: str, order: dict[str, object]) -> None:
+        """Raises EngineRefused also for a failure inside HTTP 200."""
+        body = await self._operate(replica, path, order, self.patience.adapter_timeout_s)
+        answer = msgspec.json.decode(body, type=_Changed)
+        if not answer.success:
+            raise EngineRefused(400, answer.error_message or "the engine gave no reason", type="invalid_request_error")
+
+
+class _Changed(msgspec.Struct):
+    success: bool = True
+    error_message: str | None = None
+
+
+def _spelled(wanted: Constraint) -> tuple[str, object]:
+    match wanted.kind:
+        case ConstraintKind.JSON_OBJECT:
+            return "response_format", {"type": "json_object"}
+        case ConstraintKind.JSON:
+            return "response_format", schema_format(wanted)
+        case ConstraintKind.CHOICE:
+            return "regex", alternatives(wanted.value)
+        case ConstraintKind.REGEX:
+            return "regex", wanted.value
+        case ConstraintKind.GRAMMAR:
+            return "ebnf", wanted.value

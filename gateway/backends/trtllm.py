@@ -1,0 +1,112 @@
+"""trtllm-serve, TensorRT-LLM's own OpenAI server: one unknown field anywhere in a request is HTTP 400.
+
+So the allow-list goes down into `stream_options` and `tools`, and grammars are types of `response_format`.
+For TensorRT-LLM behind Triton see triton.py. Source: TensorRT-LLM `serve/openai_protocol.py` (1.2 and after).
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import msgspec
+
+from gateway.backends.capabilities import EVERYWHERE, Adapters, Capabilities, EngineMetrics, Shape, Tested
+from gateway.backends.constraint import Constraint, ConstraintKind, alternatives
+from gateway.backends.dialect import CONSTRAINTS, Fields, decoded, is_plain, present, raw, take_constraint
+from gateway.backends.openai_http import OpenAIHTTP
+from gateway.core.call import Call, Endpoint
+from gateway.core.errors import InvalidRequest
+from gateway.core.openai import OPENAI_FIELDS
+
+_EXTENSIONS = {
+    "top_k", "min_p", "repetition_penalty", "length_penalty", "ignore_eos", "min_tokens", "stop_token_ids",
+    "include_stop_str_in_output", "skip_special_tokens", "spaces_between_special_tokens", "use_beam_search",
+    "truncate_prompt_tokens", "add_special_tokens", "structured_outputs", "priority",
+}  # fmt: skip
+_CHAT = {
+    "chat_template_kwargs", "add_generation_prompt", "documents", "cache_salt", "thinking_token_budget", "echo",
+}  # fmt: skip
+_UNKNOWN = {"safety_identifier", "parallel_tool_calls", "prompt_cache_key"}
+_SPECIAL = CONSTRAINTS | {"stream_options", "tools", "top_k", "priority", "max_tokens"}
+PRIORITY_STEPS = 20
+"""From the least to the most urgent: -10 .. 10 becomes 0 .. 1."""
+
+
+class TRTLLM(OpenAIHTTP):
+    kind: ClassVar[str] = "trtllm"
+    probe_path: ClassVar[str] = "/health"
+    usage_wish: ClassVar[msgspec.Raw] = msgspec.Raw(b'{"include_usage":true,"continuous_usage_stats":false}')
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        tested=Tested.CONTRACT,
+        constraints=frozenset(ConstraintKind),
+        tools=True,
+        logprobs=True,
+        top_logprobs=20,
+        adapters=Adapters.NONE,
+        quantization=frozenset({"modelopt", "fp8", "nvfp4", "awq", "gptq", "mxfp4"}),
+        shapes=EVERYWHERE | {Shape.SPARSE_24},  # ModelOpt's, on Ampere and later
+        metrics=EngineMetrics(
+            "/prometheus/metrics",  # /metrics empties a buffer each time it is read
+            "trtllm_num_requests_waiting",
+            "trtllm_num_requests_running",
+            "trtllm_kv_cache_utilization",
+        ),
+    )
+    fields: ClassVar[Mapping[Endpoint, frozenset[str]]] = {
+        Endpoint.CHAT: OPENAI_FIELDS[Endpoint.CHAT] - {"safety_identifier", "parallel_tool_calls"}
+        | _EXTENSIONS
+        | _CHAT,
+        Endpoint.COMPLETIONS: OPENAI_FIELDS[Endpoint.COMPLETIONS] - {"suffix", "logprobs"} | _EXTENSIONS,
+    }
+
+    def dialect(self, call: Call, fields: Fields) -> Fields:
+        if is_plain(fields, _SPECIAL):
+            return fields
+        changed = present(fields)
+        wanted = take_constraint(call, changed, self.kind, self.capabilities)
+        if wanted is not None:
+            changed["response_format"] = raw(_spelled(wanted))
+        if "max_completion_tokens" in changed:
+            changed.pop("max_tokens", None)  # two names of one field: the second would be an unknown one
+        if decoded(changed, "top_k") == -1:
+            changed["top_k"] = raw(0)  # its word for "off"
+        if "priority" in changed:
+            changed["priority"] = raw(_priority(decoded(changed, "priority")))
+        if "tools" in changed:
+            changed["tools"] = raw([_tool(tool) for tool in decoded(changed, "tools")])
+        options = decoded(changed, "stream_options")
+        if options is not None:  # ours replaces it when the client did not ask for usage
+            changed["stream_options"] = raw(_stream_options(options))
+        return changed
+
+
+def _priority(urgency: int) -> float:
+    """The gateway's integer, 0 is normal and more is sooner, as a share of 1."""
+    return min(max(0.5 + urgency / PRIORITY_STEPS, 0.0), 1.0)
+
+
+def _stream_options(options: dict[str, Any]) -> dict[str, bool]:
+    """Both are on by default there, usage in every event included."""
+    return {name: bool(options.get(name)) for name in ("include_usage", "continuous_usage_stats")}
+
+
+def _tool(tool: dict[str, Any]) -> dict[str, Any]:
+    """Without `strict`, which it does not know. Raises InvalidRequest when the tool is none of the known kind."""
+    function = tool.get("function")
+    if not isinstance(function, dict):
+        raise InvalidRequest("A tool must be {type: function, function: {...}}.", param="tools")
+    known = {key: function[key] for key in ("name", "description", "parameters") if function.get(key) is not None}
+    return {"type": "function", "function": known}
+
+
+def _spelled(wanted: Constraint) -> dict[str, object]:
+    match wanted.kind:
+        case ConstraintKind.JSON_OBJECT:
+            return {"type": "json_object"}
+        case ConstraintKind.JSON:
+            return {"type": "json", "schema": wanted.value}
+        case ConstraintKind.CHOICE:
+            return {"type": "regex", "regex": alternatives(wanted.value)}
+        case ConstraintKind.REGEX:
+            return {"type": "regex", "regex": wanted.value}
+        case ConstraintKind.GRAMMAR:
+            return {"type": "ebnf", "ebnf": wanted.value}
