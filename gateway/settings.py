@@ -102,6 +102,23 @@ class ModelSettings(_Strict):
     )
 
 
+class VisionSettings(_Strict):
+    image_limit_bytes: int = Field(10 * 2**20, gt=0, description="Larger images are refused with 400.")
+    images_per_request: int = Field(16, ge=0, description="More images are refused with 400; 0 refuses all.")
+    media_types: list[Literal["image/png", "image/jpeg", "image/gif", "image/webp"]] = Field(
+        ["image/png", "image/jpeg", "image/gif", "image/webp"], description="What a data: URL may hold."
+    )
+    allowed_hosts: list[Name] = Field(
+        [], description="Hosts from which engines may fetch images by http(s) URL; none unless named, all public."
+    )
+
+
+class ResponsesSettings(_Strict):
+    store_count: int = Field(1000, ge=0, description="Responses this process remembers; 0 remembers none.")
+    store_bytes: int = Field(64 * 2**20, ge=0, description="Their size together; the oldest are forgotten first.")
+    store_ttl_s: Seconds = Field(3600.0, description="A response is forgotten after this time.")
+
+
 class TelemetrySettings(_Strict):
     access_log: bool = Field(True, description="One JSON line a request.")
     access_log_path: Path | None = Field(None, description="File for the access log; default: standard output.")
@@ -128,6 +145,8 @@ class Settings(BaseSettings):
     models: dict[Name, ModelSettings] = Field(min_length=1, description="Models by public name.")
     max_attempts: int = Field(2, ge=1, le=5, description="Replicas a request may be tried on before it fails.")
     telemetry: TelemetrySettings = TelemetrySettings()
+    vision: VisionSettings = VisionSettings()
+    responses: ResponsesSettings = ResponsesSettings()
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:

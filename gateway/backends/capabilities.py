@@ -59,7 +59,8 @@ class EngineMetrics:
 class Capabilities:
     """`quantization`: values of `quantization_config.quant_method` it loads; `architectures`: `config.json`
     architectures it is limited to. Both None when it knows more than can be listed, or nobody can tell.
-    `shapes`: what its loader takes beside them; `concurrent`: it works on more than one request at a time.
+    `shapes`: what its loader takes beside them; `concurrent`: it works on more than one request at a time;
+    `vision`: it reads image parts, with a model that can.
 
     `logprobs`: may answers carry them; `top_logprobs`: how many alternatives a token (0: only the chosen one).
     """
@@ -67,6 +68,7 @@ class Capabilities:
     tested: Tested
     constraints: frozenset[ConstraintKind] = frozenset()
     tools: bool = False
+    vision: bool = False
     logprobs: bool = False
     top_logprobs: int = 0
     adapters: Adapters = Adapters.NONE

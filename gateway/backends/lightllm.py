@@ -28,6 +28,7 @@ class LightLLM(OpenAIHTTP):
         tested=Tested.CONTRACT,
         constraints=frozenset({ConstraintKind.JSON_OBJECT, ConstraintKind.JSON}),
         tools=True,
+        vision=True,
         logprobs=False,
         quantization=frozenset({"awq", "gptq", "fp8", "compressed-tensors"}),
         metrics=EngineMetrics("/metrics", "lightllm_queue_size", "lightllm_num_running_reqs"),

@@ -75,7 +75,7 @@ class OpenAIHTTP:
     """Its streams hold events of its own, without choices, that clients would stumble over."""
     usage_wish: ClassVar[msgspec.Raw] = msgspec.Raw(b'{"include_usage":true}')
     """The `stream_options` that ask it for a usage count."""
-    capabilities: ClassVar[Capabilities] = Capabilities(tested=Tested.CONTRACT, tools=True, logprobs=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(tested=Tested.CONTRACT, tools=True, vision=True, logprobs=True)
 
     def __init__(self, patience: Patience, checkpoint: Path | None = None) -> None:
         self.patience = patience

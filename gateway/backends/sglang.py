@@ -38,6 +38,7 @@ class SGLang(OpenAIHTTP):
         tested=Tested.CPU,
         constraints=frozenset(ConstraintKind),
         tools=True,
+        vision=True,
         logprobs=True,
         top_logprobs=20,
         adapters=Adapters.DYNAMIC,

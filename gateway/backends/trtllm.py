@@ -39,6 +39,7 @@ class TRTLLM(OpenAIHTTP):
         tested=Tested.CONTRACT,
         constraints=frozenset(ConstraintKind),
         tools=True,
+        vision=True,
         logprobs=True,
         top_logprobs=20,
         adapters=Adapters.NONE,

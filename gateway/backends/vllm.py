@@ -40,6 +40,7 @@ class VLLM(OpenAIHTTP):
         tested=Tested.CPU,
         constraints=frozenset(ConstraintKind),
         tools=True,
+        vision=True,
         logprobs=True,
         top_logprobs=20,
         adapters=Adapters.DYNAMIC,

@@ -58,6 +58,11 @@ class Deployment:
                 f"The engine of {self.model!r} ({self.backend.kind}) does not offer /v1/{call.endpoint}.",
                 param="model", code="unsupported_endpoint",
             )  # fmt: skip
+        if call.images and not self.backend.capabilities.vision:
+            raise InvalidRequest(
+                f"The engine of {self.model!r} ({self.backend.kind}) reads text only: it takes no images.",
+                param="messages", code="unsupported_content",
+            )  # fmt: skip
         if call.fields.keys() <= accepted:
             return
         for name in call.fields.keys() - accepted - IDENTIFIERS:
@@ -66,6 +71,14 @@ class Deployment:
                     f"{name!r} is not supported by the engine of {self.model!r} ({self.backend.kind}).",
                     param=name, code="unsupported_parameter",
                 )  # fmt: skip
+
+    def takes(self, call: Call) -> bool:
+        """The engine has the endpoint, and ignores nothing of the call."""
+        accepted = self.backend.fields.get(call.endpoint)
+        if accepted is None:
+            return False
+        ignored = call.fields.keys() - accepted - IDENTIFIERS
+        return all(bytes(call.fields[name]) == b"null" for name in ignored)
 
     def candidates(self, tried: Collection[Replica] = ()) -> list[Replica]:
         """Ready replicas that have not been tried, with or without a free slot."""

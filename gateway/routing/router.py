@@ -42,6 +42,11 @@ class Router:
         deployment.refuse_ignored_fields(call)
         return deployment
 
+    def takes(self, call: Call) -> bool:
+        """Every deployment that may answer has the call's endpoint itself, with all that the call asks of it."""
+        model = self.models.get(call.model) or self.adapters.get(call.model)
+        return model is not None and all(deployment.takes(call) for deployment in model.deployments)
+
     def refuse_gone(self, call: Call) -> None:
         """Raises ModelNotFound when the call's adapter was taken away while it waited."""
         if call.adapter is not None and call.adapter not in self.adapters:

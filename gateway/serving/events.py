@@ -258,8 +258,8 @@ class Translator(Listener):
         """An error before anything was said, in the door's shape."""
         raise NotImplementedError
 
-    def last_words(self, error: PenstockError) -> bytes:
-        """An error in the middle of a stream: the events that end it."""
+    def on_failure(self, error: PenstockError) -> None:
+        """An error in the middle of a stream: put the events that end it into `out`."""
         raise NotImplementedError
 
     # ---- Client ----
@@ -284,6 +284,11 @@ class Translator(Listener):
         self.is_stream = True
         super().open_stream(first)
 
+    def send(self, data: bytes) -> None:
+        super().send(data)
+        if data.startswith(b":") and not self._client.paused:
+            self._client.send(b": keep-alive\n\n")  # the engine's, kept from the hooks: it is there for proxies' sake
+
     def flush(self, *, is_first: bool, is_last: bool) -> None:
         data = b"".join(self.out)
         self.out.clear()
@@ -299,8 +304,8 @@ class Translator(Listener):
         if self._is_over:
             return
         self._is_over = True
-        self.out.clear()
         if self._client.started:
-            self._client.break_off(self.last_words(error))
+            self.on_failure(error)
+            self._client.break_off(b"".join(self.out))
         else:
             self._client.refuse(error, self.error_body(error))

@@ -116,7 +116,7 @@ class Telemetry:
         duration_s = now_s - call.received_s
         output_tokens = record.output_tokens
         series.in_flight -= 1
-        series.request_done(call.endpoint, record.outcome, duration_s)
+        series.request_done(call.door or call.endpoint, record.outcome, duration_s)
         series.queue.observe(record.queue_s)
         if usage is not None:
             series.input_tokens += usage.prompt_tokens
@@ -168,7 +168,7 @@ def _access_line(record: Record, duration_s: float, output_tokens: int) -> bytes
         _AccessLine(
             int(time.time() * 1e3) / 1e3,
             call.request_id,
-            call.endpoint,
+            call.door or call.endpoint,
             series.model,
             series.deployment,
             record.replica,

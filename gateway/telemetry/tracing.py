@@ -15,6 +15,11 @@ _OPERATIONS = {
     Endpoint.CHAT: "chat",
     Endpoint.COMPLETIONS: "text_completion",
     Endpoint.EMBEDDINGS: "embeddings",
+    Endpoint.RESPONSES: "chat",
+    Endpoint.MESSAGES: "chat",
+    Endpoint.COUNT_TOKENS: "count_tokens",
+    Endpoint.RERANK: "rerank",
+    Endpoint.SCORE: "score",
 }
 
 
