@@ -32,9 +32,10 @@ Before that, without torch:
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     arguments = _parser().parse_args(argv)
-    if arguments.command == "train":
+    trains = arguments.command in ("train", "adapter")
+    if trains:
         _ask_for_allocator(argv)
-    stopping = _stop_on_signals() if arguments.command == "train" else lambda: False
+    stopping = _stop_on_signals() if trains else lambda: False
     try:
         return commands.run(arguments, stopping)
     except ModuleNotFoundError as missing:
@@ -79,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     commands_ = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train(commands_.add_parser("train", help="train the starter and its draft; resumes what was interrupted"))
     _add_export(commands_.add_parser("export", help="measure finished trainings and publish them as checkpoints"))
+    _add_adapter(commands_.add_parser("adapter", help="train a LoRA adapter of a checkpoint and publish it (minutes)"))
     _add_evaluate(commands_.add_parser("evaluate", help="measure a checkpoint folder and print JSON"))
     _add_corpus(commands_.add_parser("corpus", help="print samples of the training data"))
     _add_ask(commands_.add_parser("ask", help="ask a checkpoint something, without an engine"))
@@ -125,6 +127,24 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_adapter(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", default="captain", help="which one (%(default)s)")
+    parser.add_argument(
+        "--base",
+        type=Path,
+        default=Path("model_repo/checkpoints/starter"),
+        metavar="DIR",
+        help="the checkpoint that it adapts (%(default)s)",
+    )
+    parser.add_argument(
+        "--to", type=Path, default=Path("model_repo/adapters"), metavar="DIR", help="where it goes (%(default)s)"
+    )
+    parser.add_argument("--steps", type=int, default=None, help="other than the recipe's, for a trial")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (%(default)s)")
+    parser.add_argument("--limit", type=int, default=40, help="held-out examples per family (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the evaluation set (%(default)s)")
+
+
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="a checkpoint folder")
     parser.add_argument(
@@ -147,6 +167,7 @@ def _add_corpus(parser: argparse.ArgumentParser) -> None:
 def _add_ask(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="a checkpoint folder")
     parser.add_argument("prompt", nargs="+", help="one or more questions, each asked on its own")
+    parser.add_argument("--adapter", type=Path, default=None, metavar="DIR", help="a LoRA adapter of it")
     parser.add_argument("--tools", type=Path, default=None, metavar="FILE", help="JSON list of tools in OpenAI's form")
 
 

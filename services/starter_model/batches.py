@@ -3,7 +3,7 @@
 The batch of a step depends on (seed, stage, step) only, so an interrupted training goes on with the same data.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 
 import numpy as np
@@ -40,9 +40,16 @@ def encode_prose(tokenizer: Tokenizer, pieces: list[str]) -> Ids:
 class Batches:
     """Batches of one run: rows of `length` + 1 tokens (inputs and shifted targets overlap) and their weights."""
 
-    def __init__(self, tokenizer: Tokenizer, seed: int, pieces: Sequence[str]) -> None:
-        """`pieces` of prose are put in an order of the seed's; together they must be longer than a row."""
-        self._tokenizer, self._seed = tokenizer, seed
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        seed: int,
+        pieces: Sequence[str],
+        manner: Callable[[Example], Example] = lambda example: example,
+    ) -> None:
+        """`pieces` of prose are put in an order of the seed's; together they must be longer than a row. `manner`
+        changes how every example is answered."""
+        self._tokenizer, self._seed, self._manner = tokenizer, seed, manner
         shuffled = list(pieces)
         dice("prose", seed).shuffle(shuffled)
         self._prose = encode_prose(tokenizer, shuffled)
@@ -53,7 +60,7 @@ class Batches:
     ) -> tuple[Ids, Weights, Ids]:
         """(ids_BL, weights_BL, documents_BL) with L = length + 1; the first weight of a row is never used."""
         rng = dice("batch", self._seed, stage, step)
-        stream = corpus.training_stream(rng, mix)
+        stream = map(self._manner, corpus.training_stream(rng, mix))
         ids_BL = np.empty((rows, length + 1), dtype=np.int64)
         documents_BL = np.zeros_like(ids_BL)
         weights_BL = np.full((rows, length + 1), PROSE_WEIGHT, dtype=np.float32)

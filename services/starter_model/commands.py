@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ def run(arguments: argparse.Namespace, stop: Stop) -> int:
     """Run the chosen subcommand; returns the exit code."""
     if arguments.command == "train":
         return _train(arguments, stop)
+    if arguments.command == "adapter":
+        return _adapter(arguments, stop)
     quick = {"export": _export, "evaluate": _evaluate, "corpus": _corpus, "ask": _ask}
     return quick[arguments.command](arguments)
 
@@ -100,6 +103,42 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _adapter(arguments: argparse.Namespace, stop: Stop) -> int:
+    import torch
+
+    from . import adapter, adapter_files, evaluate
+    from .checkpoint import publish
+    from .screen import Bar
+
+    recipe = adapter.ADAPTERS.get(arguments.name)
+    if recipe is None:
+        raise ValueError(f"no adapter {arguments.name!r}; there are: {', '.join(adapter.ADAPTERS)}")
+    recipe = replace(recipe, steps=arguments.steps or recipe.steps)
+    torch.set_num_threads(arguments.threads)
+    parent: Path = arguments.base
+    measures = {"seed": arguments.seed, "limit": arguments.limit}
+    alone = adapter_files.measure(evaluate.load(parent), recipe, **measures)
+    base = evaluate.load(parent)
+    with Bar(recipe.name, 0, recipe.steps) as bar:
+        trained = adapter.train(base, recipe, bar, stop)
+    if trained is None:
+        _say("stopped; an adapter takes minutes, so nothing is kept")
+        return STOPPED
+    adapters, done = trained
+    quality = {
+        "parent": alone,
+        "adapted": adapter_files.measure(base, recipe, **measures),
+        "protocol": f"greedy, the whole answer exactly, {arguments.limit} held-out examples per family, "
+        f"evaluation seed {arguments.seed}; float32 arithmetic on the parent's bfloat16 weights",
+    }
+    size_bytes = sum(p.numel() * p.element_size() for p in base.model.parameters() if p.requires_grad)
+    made = adapter_files.manifest(recipe, parent, done, size_bytes, quality)
+    destination = arguments.to / recipe.name
+    publish(destination, lambda folder: adapter_files.write(folder, adapters, recipe, parent, made))
+    _say(f"{destination}: {quality['adapted']}")
+    return 0
+
+
 def _evaluate(arguments: argparse.Namespace) -> int:
     from . import evaluate
 
@@ -148,6 +187,10 @@ def _ask(arguments: argparse.Namespace) -> int:
     from . import evaluate
 
     loaded = evaluate.load(arguments.checkpoint)
+    if arguments.adapter:
+        from . import adapter_files
+
+        adapter_files.read_into(loaded, arguments.adapter)
     tools = json.loads(arguments.tools.read_text(encoding="utf-8")) if arguments.tools else []
     for prompt in arguments.prompt:
         said = evaluate.answer(loaded, [{"role": "user", "content": prompt}], tools)

@@ -87,6 +87,11 @@ def _family(loaded: Loaded, examples: list[Example]) -> tuple[int, int, float, i
     return right, len(examples), nats, tokens
 
 
+def right_answers(loaded: Loaded, examples: list[Example]) -> int:
+    """How many are answered exactly, word for word."""
+    return _family(loaded, examples)[0]
+
+
 @torch.no_grad()
 def logits_of(model: Qwen3, ids: list[int]) -> Tensor:
     """logits_LV of one sequence."""
