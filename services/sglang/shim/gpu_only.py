@@ -10,6 +10,7 @@ NotImplementedError, so that nothing is ever computed wrongly in silence.
 """
 
 import enum
+import importlib
 import importlib.abc
 import importlib.machinery
 import sys
@@ -65,6 +66,8 @@ class GPUOnlyModule(types.ModuleType):
         if name.startswith("__"):
             raise AttributeError(name)
         full = f"{self.__name__}.{name}"
+        if full in NAMES:
+            return importlib.import_module(full)
         value = type(name, (), {"__init__": GPUOnly(full)}) if name[0].isupper() else GPUOnly(full)
         setattr(self, name, value)
         return value
