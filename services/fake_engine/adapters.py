@@ -69,6 +69,16 @@ class Adapters:
     def cards(self, parent: str) -> list[dict[str, Any]]:
         return [{"id": name, "root": path, "parent": parent} for name, path in self.loaded.items()]
 
+    def refuse_unloaded(self, model: str, bases: tuple[str, ...]) -> None:
+        """SGLang knows by the colon that an adapter is meant, and answers nothing for one it has not."""
+        base, colon, name = model.partition(":")
+        if self.prefix == "" and colon and base in bases and name not in self.loaded:
+            raise RequestError(400, f"Got LoRA adapter that has never been loaded: {name}")
+
+    def weights(self, model: str, bases: tuple[str, ...]) -> str:
+        """Whose weights answer: an adapter's name, or `base`."""
+        return model.rpartition(":")[2] if self.serves(model, bases) else "base"
+
     def serves(self, model: str, bases: tuple[str, ...]) -> bool:
         """vLLM takes the adapter's name; SGLang `base:adapter`."""
         if self.prefix:  # vLLM

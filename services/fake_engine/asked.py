@@ -4,14 +4,14 @@ Only the fields that change the fake's answer are read; sampling fields, stop, l
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
+from fake_engine.engines import EndpointName
 from fake_engine.errors import RequestError
 
-EndpointName = Literal["chat", "completions", "embeddings"]
 Positive = Annotated[int, Meta(ge=1)]
 Choices = Annotated[int, Meta(ge=1, le=128)]
 TokenIds = list[int]
@@ -45,6 +45,9 @@ class _Completion(_Generation, kw_only=True):
     prompt: Any
 
 
+Body = TypeVar("Body", _Chat, _Completion)
+
+
 class _Embedding(Struct, kw_only=True):
     model: str
     input: Any
@@ -71,16 +74,25 @@ class Asked:
     dimensions: int | None = None
 
 
-def read_body(endpoint: EndpointName, body: bytes) -> Asked:
-    """Raises RequestError (400) for anything that is not such a request."""
+def read_body(endpoint: EndpointName, body: bytes, *, usage_unasked: bool = False) -> Asked:
+    """`usage_unasked`: what the stream options mean where they say nothing. Raises RequestError (400) for anything
+    that is not such a request."""
     try:
         if endpoint == "chat":
-            return _chat(msgspec.json.decode(body, type=_Chat))
+            return _chat(_with_defaults(msgspec.json.decode(body, type=_Chat), usage_unasked))
         if endpoint == "completions":
-            return _completion(msgspec.json.decode(body, type=_Completion))
+            return _completion(_with_defaults(msgspec.json.decode(body, type=_Completion), usage_unasked))
         return _embedding(msgspec.json.decode(body, type=_Embedding))
     except (msgspec.DecodeError, RecursionError) as error:
         raise RequestError(400, f"bad request body: {error}") from None
+
+
+def _with_defaults(body: Body, usage_unasked: bool) -> Body:
+    options = body.stream_options
+    if options is not None and usage_unasked:
+        options.include_usage = options.include_usage is not False
+        options.continuous_usage_stats = options.continuous_usage_stats is not False
+    return body
 
 
 def _chat(body: _Chat) -> Asked:

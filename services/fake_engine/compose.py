@@ -11,7 +11,7 @@ from fake_engine.answer import Answer, echoed_text
 from fake_engine.asked import Asked
 from fake_engine.engines import EngineKind
 from fake_engine.errors import error_body
-from fake_engine.frames import Frames
+from fake_engine.manners import MANNERS
 from fake_engine.plan import (
     Action,
     Event,
@@ -97,7 +97,7 @@ class Composer:
         if asked.endpoint == "embeddings":
             body = embeddings.embed(asked, self._embedding_size)
             return iter((Event(script.ttft_s, body),)), body, "stop"
-        frames = Frames(asked, script, self._kind, answer_id)
+        frames = MANNERS[self._kind.manner](asked, script, self._kind, answer_id)
         answer = Answer(script, asked, echoed_text(script, request.headers, bytes(request.body)))
         reason = "length" if answer.finish_reason() == "length" else "stop"
         if asked.stream and script.junk is None:

@@ -2,11 +2,11 @@
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fake_engine import ops
 from fake_engine.adapters import Adapters
-from fake_engine.asked import Asked, EndpointName, read_body
+from fake_engine.asked import Asked, read_body
 from fake_engine.compose import Composer
 from fake_engine.connection import Connection
 from fake_engine.engines import ENGINES
@@ -18,11 +18,6 @@ from fake_engine.script import Fields, Script, ScriptError, ScriptShelf, read_sc
 from fake_engine.stats import Stats
 from fake_engine.wire import reply
 
-GENERATION_PATHS: dict[str, EndpointName] = {
-    "/v1/chat/completions": "chat",
-    "/v1/completions": "completions",
-    "/v1/embeddings": "embeddings",
-}
 _ID_PREFIX = {"chat": "chatcmpl-", "completions": "cmpl-", "embeddings": "embd-"}
 
 
@@ -67,7 +62,7 @@ class Engine:
         """The headers are there. The script in force decides how the body is read, or that it is not."""
         if request.path.startswith("/_fake/"):
             connection.becomes_control()
-        if not _is_generation(request):
+        if not self._is_generation(request):
             return None
         request.scripted = self.scripts.take()
         script = request.scripted.script
@@ -83,7 +78,7 @@ class Engine:
         if request.path.startswith("/_fake/"):
             self._reply(connection, request, *ops.control(self, request))
             return
-        is_generation = _is_generation(request)
+        is_generation = self._is_generation(request)
         self._begin(request)
         try:
             self._authenticate(request)
@@ -113,9 +108,10 @@ class Engine:
     # ---- one generation ----
 
     def _generate(self, connection: Connection, request: Request) -> None:
-        asked = read_body(GENERATION_PATHS[request.path], bytes(request.body))
+        asked = self._read(request)
         script = self._script(request, asked)
         self._check(asked)
+        self.stats.weights[self.adapters.weights(asked.model, self.settings.models)] += 1
         self._answers += 1
         answer_id = _ID_PREFIX[asked.endpoint] + (request.header("x-request-id") or f"fake-{self._answers}")
         table = self._composer.compose(request, asked, script, answer_id)
@@ -124,6 +120,14 @@ class Engine:
         self.meter.started += 1
         self._waiting.append(exchange)
         self._fill_slots()
+
+    def _read(self, request: Request) -> Asked:
+        kind, body = self.kind, bytes(request.body)
+        endpoint = kind.paths[request.path]
+        if kind.known is not None:
+            kind.known.check(endpoint, body)
+        asked = read_body(endpoint, body, usage_unasked=kind.usage_unasked)
+        return replace(asked, max_tokens=None, choices=1, ignore_eos=False) if kind.hears_messages_only else asked
 
     def _script(self, request: Request, asked: Asked) -> Script:
         assert request.scripted is not None
@@ -135,7 +139,9 @@ class Engine:
 
     def _check(self, asked: Asked) -> None:
         models = self.settings.models
-        if asked.model not in models and not self.adapters.serves(asked.model, models):
+        self.adapters.refuse_unloaded(asked.model, models)
+        is_known = self.kind.answers_anyone or asked.model in models or self.adapters.serves(asked.model, models)
+        if not is_known:
             message = f"The model `{asked.model}` does not exist."
             raise RequestError(404, message, param="model", code="model_not_found")
         limit, output = self.settings.max_model_len, asked.max_tokens or 0
@@ -153,7 +159,7 @@ class Engine:
     # ---- slots ----
 
     def _has_slot(self) -> bool:
-        limit = self.settings.max_running
+        limit = self.kind.slots or self.settings.max_running
         return limit is None or self.meter.running < limit
 
     def _fill_slots(self) -> None:
@@ -167,7 +173,7 @@ class Engine:
         self.stats.count_path(request.method, request.path)
         if request.method == "POST":
             self.stats.remember(request.method, request.path, request.headers, bytes(request.body))
-        if _is_generation(request):
+        if self._is_generation(request):
             self.stats.begin()
 
     def _authenticate(self, request: Request) -> None:
@@ -176,17 +182,17 @@ class Engine:
             raise RequestError(401, "Unauthorized")
 
     def _refuse(self, connection: Connection, request: Request, error: RequestError) -> None:
-        shape = self.kind.unauthorized if error.status == 401 else self.kind.error_shape
+        shape = error.shape or (self.kind.unauthorized if error.status == 401 else self.kind.error_shape)
         body, content_type = error_body(
             shape, error.status, error.message, type=error.type, param=error.param, code=error.code
         )
-        self._reply(connection, request, error.status, body, content_type)
+        status = self.kind.bad_request if error.status == 400 else error.status
+        self._reply(connection, request, status, body, content_type)
 
     def _reply(self, connection: Connection, request: Request, status: int, body: bytes, content_type: str) -> None:
         data = reply(status, body, content_type, {}, closes=not request.keeps_alive)
         connection.write(data[: len(data) - len(body)] if request.method == "HEAD" else data)
         connection.answered(closes=not request.keeps_alive)
 
-
-def _is_generation(request: Request) -> bool:
-    return request.method == "POST" and request.path in GENERATION_PATHS
+    def _is_generation(self, request: Request) -> bool:
+        return request.method == "POST" and request.path in self.kind.paths

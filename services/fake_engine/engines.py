@@ -1,13 +1,16 @@
-"""What differs between the engines that the fake can pretend to be: error shape, probes, metric names.
+"""What differs between the engines that the fake can pretend to be: error shape, probes, metric names, manners.
 
-A new engine is one entry of ENGINES. Names were read from the engines' sources (vLLM 0.33, SGLang 0.5.23).
+A new engine is one entry of ENGINES. Names were read from the engines' sources (vLLM 0.33, SGLang 0.5.23,
+TensorRT-LLM 1.2, LightLLM 1.1, MNN 3).
 """
 
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fake_engine.known_fields import TRTLLM_FIELDS, Known
 from fake_engine.script import ErrorShape
 
+EndpointName = Literal["chat", "completions", "embeddings"]
 MetricKind = Literal["gauge", "counter", "histogram"]
 
 
@@ -24,6 +27,13 @@ _SGLANG_ITL = _seconds(".002 .004 .006 .008 .01 .015 .02 .025 .03 .035 .04 .06 .
 _SGLANG_E2E = _seconds(".1 .2 .4 .6 .8 1 2 4 6 8 10 20 40 60 80 100 200 400 600 1200 1800 2400")
 
 
+GENERATION_PATHS: dict[str, EndpointName] = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completions",
+    "/v1/embeddings": "embeddings",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Metric:
     """One exposed metric: `source` is the meter's own quantity (metrics.py), `name` the engine's word."""
@@ -37,10 +47,17 @@ class Metric:
 @dataclass(frozen=True, slots=True)
 class EngineKind:
     """`health_paths` answer 200 or the status set at /_fake/health; no metrics means /metrics is 404;
-    `lora_prefix`: the folder of the routes that load and unload adapters, None: there are none."""
+    `lora_prefix`: the folder of the routes that load and unload adapters, None: there are none.
+
+    Of requests: `known`: the fields it takes, any other is refused (None: they are ignored); `bad_request`: its
+    status for one it cannot read; `answers_anyone`: an unknown model's name is answered by the base model;
+    `usage_unasked`: what `stream_options` means when it says nothing; `hears_messages_only`: sampling is not heard.
+    Of its ways: `manner`: how frames look; `aborts`: it stops when the client leaves; `slots`: how many requests
+    it works on at once, None is the command line's business; `models`: its list of models, a constant.
+    """
 
     error_shape: ErrorShape
-    reasoning_field: Literal["reasoning", "reasoning_content"]
+    reasoning_field: Literal["reasoning", "reasoning_content", "both"]
     version: str | None = None
     health_paths: frozenset[str] = frozenset()
     tokenize_path: str | None = None
@@ -48,6 +65,17 @@ class EngineKind:
     null_usage: bool = False
     unauthorized: ErrorShape = "openai"
     lora_prefix: str | None = None
+    known: Known | None = None
+    bad_request: int = 400
+    answers_anyone: bool = False
+    usage_unasked: bool = False
+    hears_messages_only: bool = False
+    manner: Literal["plain", "sglang", "mnn"] = "plain"
+    aborts: bool = True
+    slots: int | None = None
+    models: tuple[str, ...] | None = None
+    paths: dict[str, EndpointName] = field(default_factory=lambda: dict(GENERATION_PATHS))
+    metrics_path: str = "/metrics"
     labels: dict[str, str] = field(default_factory=dict)
     metrics: tuple[Metric, ...] = ()
 
@@ -84,6 +112,30 @@ _SGLANG_METRICS = (
     Metric("e2e_s", "sglang:e2e_request_latency_seconds", "histogram", _SGLANG_E2E),
     Metric("queue_s", "sglang:queue_time_seconds", "histogram", _SGLANG_E2E),
 )
+_TRTLLM_METRICS = (
+    Metric("running", "trtllm_num_requests_running", "gauge"),
+    Metric("waiting", "trtllm_num_requests_waiting", "gauge"),
+    Metric("kv_usage", "trtllm_kv_cache_utilization", "gauge"),
+    Metric("prompt_tokens", "trtllm_prompt_tokens", "counter"),
+    Metric("cached_tokens", "trtllm_prompt_cached_tokens", "counter"),
+    Metric("generation_tokens", "trtllm_generation_tokens", "counter"),
+    Metric("finished", "trtllm_request_success", "counter"),
+    Metric("ttft_s", "trtllm_time_to_first_token_seconds", "histogram", _TTFT),
+    Metric("tpot_s", "trtllm_time_per_output_token_seconds", "histogram", _ITL),
+    Metric("e2e_s", "trtllm_e2e_request_latency_seconds", "histogram", _E2E),
+    Metric("queue_s", "trtllm_request_queue_time_seconds", "histogram", _E2E),
+)
+_LIGHTLLM_METRICS = (
+    Metric("waiting", "lightllm_queue_size", "gauge"),
+    Metric("running", "lightllm_num_running_reqs", "gauge"),
+    Metric("running", "lightllm_batch_current_size", "gauge"),
+    Metric("prompt_tokens", "lightllm_prompt_tokens", "counter"),
+    Metric("generation_tokens", "lightllm_generation_tokens", "counter"),
+    Metric("ttft_s", "lightllm_request_first_token_duration", "histogram", _TTFT),
+    Metric("tpot_s", "lightllm_request_mean_time_per_token_duration", "histogram", _ITL),
+    Metric("e2e_s", "lightllm_request_duration", "histogram", _E2E),
+    Metric("queue_s", "lightllm_request_queue_duration_bucket", "histogram", _E2E),  # the name ends so
+)
 
 ENGINES: dict[str, EngineKind] = {
     "vllm": EngineKind(
@@ -103,8 +155,46 @@ ENGINES: dict[str, EngineKind] = {
         health_paths=frozenset({"/health", "/ready", "/health_generate"}),
         tokenize_path="/v1/tokenize",
         lora_prefix="",
+        answers_anyone=True,
+        manner="sglang",
         labels={"engine_type": "unified", "tp_rank": "0", "pp_rank": "0", "moe_ep_rank": "0"},
         metrics=_SGLANG_METRICS,
+    ),
+    "trtllm": EngineKind(
+        error_shape="sglang",  # flat as well
+        reasoning_field="both",
+        version="1.2.1",
+        health_paths=frozenset({"/health", "/health_generate"}),
+        tokenize_path="/_internal/tokenize",
+        model_extras=False,
+        known=TRTLLM_FIELDS,
+        usage_unasked=True,
+        labels={"engine_type": "undefined"},
+        metrics=_TRTLLM_METRICS,
+        metrics_path="/prometheus/metrics",
+        paths={"/v1/chat/completions": "chat", "/v1/completions": "completions"},
+    ),
+    "lightllm": EngineKind(
+        error_shape="lightllm",
+        reasoning_field="reasoning_content",
+        health_paths=frozenset({"/health", "/healthz", "/liveness", "/readiness"}),
+        model_extras=False,
+        bad_request=417,
+        answers_anyone=True,
+        metrics=_LIGHTLLM_METRICS,
+        paths={"/v1/chat/completions": "chat", "/v1/completions": "completions"},
+    ),
+    "mnn": EngineKind(
+        error_shape="string",
+        reasoning_field="reasoning",
+        model_extras=False,
+        answers_anyone=True,
+        hears_messages_only=True,
+        manner="mnn",
+        aborts=False,
+        slots=1,
+        models=("ModelScope/MNN/Qwen2.5-0.5B-Instruct",),
+        paths={"/chat/completions": "chat", "/v1/chat/completions": "chat"},
     ),
     "openai": EngineKind(
         error_shape="openai", reasoning_field="reasoning_content", model_extras=False, null_usage=True

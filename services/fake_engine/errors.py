@@ -22,12 +22,20 @@ _OPENAI_TYPES = {429: "rate_limit_exceeded", 503: "service_unavailable_error"}
 
 
 class RequestError(Exception):
-    """A request that this engine refuses; becomes one HTTP answer in the engine's own shape."""
+    """A request that this engine refuses; becomes one HTTP answer in the engine's own shape, or in `shape`."""
 
     def __init__(
-        self, status: int, message: str, *, param: str | None = None, code: str | None = None, type: str | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        type: str | None = None,
+        shape: ErrorShape | None = None,
     ) -> None:
         super().__init__(message)
+        self.shape = shape
         self.status, self.message, self.param, self.code, self.type = status, message, param, code, type
 
 

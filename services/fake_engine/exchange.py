@@ -62,8 +62,13 @@ class Exchange:
 
     def lost(self) -> None:
         """The client left."""
-        if not self.is_ended:
+        if self.is_ended:
+            return
+        if self.connection.engine.kind.aborts:
             self._end("aborted", "abort")
+        else:  # it works on, for nobody
+            self.connection.is_paused = False
+            self.resume()
 
     def _advance(self) -> None:
         self._timer = None

@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
@@ -44,6 +45,10 @@ class Frames:
 
     # ---- chunks of a stream ----
 
+    def extra_events(self, event: Callable[[bytes], bytes]) -> list[bytes]:  # noqa: ARG002
+        """What the engine says of its own between finish and usage, when the script asks for it."""
+        return []
+
     def role(self, index: int) -> bytes:
         return self._chunk(index, {"role": "assistant", "content": ""}, None, 0)
 
@@ -62,13 +67,16 @@ class Frames:
 
     def _chunk(self, index: int, delta: Any, reason: str | None, so_far: int) -> bytes:
         key: Literal["delta", "text"] = "delta" if self._is_chat else "text"
-        choice = {"index": index, key: delta, "logprobs": None, "finish_reason": reason}
-        frame = {**self._base, "choices": [choice]}
+        frame = {**self._base, "choices": [self._choice(index, key, delta, reason)]}
         if self._usage_everywhere:
             frame["usage"] = self._usage(so_far, None)
         elif self._null_usage:
             frame["usage"] = None
         return encode(frame)
+
+    def _choice(self, index: int, key: str, said: Any, reason: str | None) -> dict[str, Any]:
+        """`said` under `key`: a delta, a message, or a text."""
+        return {"index": index, key: said, "logprobs": None, "finish_reason": reason}
 
     def _delta(self, index: int, chunk: Chunk) -> dict[str, Any]:
         if chunk.kind == "content":
@@ -98,7 +106,7 @@ class Frames:
 
     def _text_choice(self, index: int, answer: Answer, chunks: list[Chunk]) -> dict[str, Any]:
         text = "".join(chunk.text for chunk in chunks if chunk.kind == "content")
-        return {"index": index, "text": text, "logprobs": None, "finish_reason": answer.finish_reason()}
+        return self._choice(index, "text", text, answer.finish_reason())
 
     def _message_choice(self, index: int, answer: Answer, chunks: list[Chunk]) -> dict[str, Any]:
         content = "".join(chunk.text for chunk in chunks if chunk.kind == "content")
@@ -108,7 +116,7 @@ class Frames:
             message["tool_calls"] = calls
         if reasoning := "".join(chunk.text for chunk in chunks if chunk.kind == "reasoning"):
             message |= dict.fromkeys(self._reasoning_fields, reasoning)
-        return {"index": index, "message": message, "logprobs": None, "finish_reason": answer.finish_reason()}
+        return self._choice(index, "message", message, answer.finish_reason())
 
     def _calls(self, index: int, chunks: list[Chunk]) -> list[dict[str, Any]]:
         calls: list[dict[str, Any]] = []

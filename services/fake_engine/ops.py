@@ -19,13 +19,12 @@ if TYPE_CHECKING:
 Answered = tuple[int, bytes, str]
 JSON = "application/json"
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-GENERATION_ONLY = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 
 
 def operate(engine: "Engine", request: Request) -> Answered:
     """A client's request. Raises RequestError: 404 for an unknown path, 405 for a wrong method."""
     path, kind = request.path, engine.kind
-    if path in GENERATION_ONLY:
+    if path in kind.paths:
         raise RequestError(405, "Method Not Allowed")
     if path == kind.tokenize_path:
         _need(request, "POST")
@@ -38,8 +37,10 @@ def operate(engine: "Engine", request: Request) -> Answered:
     answers = {"/v1/models": _models}
     if kind.version is not None:
         answers["/version"] = _version
+    if kind.metrics_path != "/metrics":
+        answers["/metrics"] = _iterations
     if kind.metrics:
-        answers["/metrics"] = _metrics
+        answers[kind.metrics_path] = _metrics
     if path in answers:
         _need(request, "GET")
         return answers[path](engine)
@@ -62,8 +63,13 @@ def _metrics(engine: "Engine") -> Answered:
     return 200, engine.meter.render(), METRICS_TYPE
 
 
+def _iterations(engine: "Engine") -> Answered:  # noqa: ARG001
+    """trtllm-serve: statistics of iterations since the last look, and never an old one again."""
+    return 200, b"[]", JSON
+
+
 def _models(engine: "Engine") -> Answered:
-    data = [_card(engine, name) for name in engine.settings.models]
+    data = [_card(engine, name) for name in engine.kind.models or engine.settings.models]
     data += [_card(engine, card["id"]) | card for card in engine.adapters.cards(engine.settings.models[0])]
     return 200, msgspec.json.encode({"object": "list", "data": data}), JSON
 

@@ -90,6 +90,8 @@ def stream_events(frames: Frames, answer: Answer, script: Script, choices: int, 
         yield from _roles(frames, choices, at_s, sse)
     if script.finish_chunk == "separate" or (merged_finish and rows == 0):
         yield from (Event(at_s, sse.event(frames.finish(index, reason, tokens))) for index in range(choices))
+    for event in frames.extra_events(sse.event) if script.extra_events else ():
+        yield Event(at_s, event)
     if frames.sends_usage:
         yield Event(at_s, sse.event(frames.usage(tokens, reasoning)))
     if script.done:

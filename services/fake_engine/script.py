@@ -94,6 +94,7 @@ class Script(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     cached_tokens: Natural | None = None
     # how it is framed
     role_chunk: Literal["separate", "merged", "none"] = "separate"
+    extra_events: bool = False
     usage_chunk: Literal["send", "never", "always", "every"] = "send"
     finish_reason: str | None = None
     finish_chunk: Literal["separate", "merged", "none"] = "separate"

@@ -31,6 +31,7 @@ class Stats:
         self.connections_total = self.connections_open
         self.bytes_received = self.bytes_sent = self.generated_tokens = 0
         self.paths: Counter[str] = Counter()
+        self.weights: Counter[str] = Counter()
         self.last_requests: deque[dict[str, Any]] = deque(maxlen=KEPT_REQUESTS)
 
     def begin(self) -> None:
@@ -67,6 +68,7 @@ class Stats:
                 "bytes_received": self.bytes_received,
                 "bytes_sent": self.bytes_sent,
                 "paths": dict(self.paths),
+                "weights": dict(self.weights),
                 "last_requests": [{**seen, "body": _for_reading(seen["body"])} for seen in self.last_requests],
             }
         )
