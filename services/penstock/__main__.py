@@ -14,6 +14,7 @@ SUMMARIES = {
     "openvino-engine": "the embedded CPU engine: serve a checkpoint, convert it to GGUF",
     "fake-engine": "a scripted OpenAI server for tests and load tests",
     "starter-model": "train, evaluate and export the starter model",
+    "triton": "render a Triton model repository, serve it with the real tritonserver",
 }
 
 

@@ -36,7 +36,7 @@ def _render(args: argparse.Namespace) -> int:
     from triton_launcher.render import render
     from triton_launcher.settings import read_repository
 
-    repository = read_repository(args.repository, args.checkpoint)
+    repository = read_repository(args.repository, args.checkpoint, args.engine_dir)
     models = render(repository, SHELF, args.out, args.cache_dir)
     print(f"wrote {', '.join(models)} to {args.out}")  # noqa: T201
     return 0
@@ -48,7 +48,7 @@ def _serve(args: argparse.Namespace) -> int:
     from triton_launcher.server import host_server, venv_server
     from triton_launcher.settings import read_repository
 
-    repository = read_repository(args.repository, args.checkpoint)
+    repository = read_repository(args.repository, args.checkpoint, args.engine_dir)
     scratch = args.cache_dir / "triton" / str(args.grpc_port)
     server = venv_server(args.venv.absolute(), scratch) if args.venv else host_server()
     listen = Listen(args.host, args.grpc_port, args.http_port, args.metrics_port)
@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument(
             "--checkpoint", type=Path, help="over the file's own: folder with tokenizer.json, weights on CPU"
         )
+        one.add_argument("--engine-dir", type=Path, help="over the file's own: what trtllm-build wrote (GPU)")
         one.add_argument(
             "--cache-dir", type=Path, default=Path.home() / ".cache/penstock", help="conversions, rendered repositories"
         )

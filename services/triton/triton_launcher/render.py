@@ -136,8 +136,9 @@ def _tensorrt_parameters(repository: Repository, engine: TensorRtEngine) -> Mapp
         "stats_check_period_ms": engine.stats_check_period_ms,
         "FORCE_CPU_ONLY_INPUT_TENSORS": "no",
         "executor_worker_path": "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker",
-        "guided_decoding_backend": "xgrammar" if engine.guided_decoding else None,
-        "tokenizer_dir": repository.checkpoint if engine.guided_decoding else None,
+        "guided_decoding_backend": "xgrammar" if engine.xgrammar_tokenizer_info else None,
+        "tokenizer_dir": repository.checkpoint if engine.xgrammar_tokenizer_info else None,
+        "xgrammar_tokenizer_info_path": engine.xgrammar_tokenizer_info,
     } | engine.parameters
 
 

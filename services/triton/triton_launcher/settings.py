@@ -78,7 +78,9 @@ class TensorRtEngine(Strict):
     max_beam_width: int = Field(1, ge=1)
     chunked_context: bool = True
     kv_cache: KvCache = KvCache(free_gpu_mem_fraction=0.9)
-    guided_decoding: bool = Field(True, description="JSON schemas, regexes and grammars, by XGrammar")
+    xgrammar_tokenizer_info: Path | None = Field(
+        None, description="what TensorRT-LLM's generate_xgrammar_tokenizer_info.py wrote; without it no guided decoding"
+    )
     decoding_mode: str | None = Field(None, description="auto, top_k_top_p, beam_search, medusa, lookahead, eagle ...")
     gpu_device_ids: list[int] = Field(default_factory=list, description="default: all, one each rank")
     cancellation_check_period_ms: int = Field(100, ge=1)
@@ -118,8 +120,11 @@ class Repository(Strict):
     instances: Instances = Instances()
 
 
-def read_repository(path: Path, checkpoint: Path | None = None) -> Repository:
-    """The file at `path`, with `checkpoint` over its own. Raises LauncherError (exit code 2) naming every wrong key."""
+def read_repository(path: Path, checkpoint: Path | None = None, engine_dir: Path | None = None) -> Repository:
+    """The file at `path`, with `checkpoint` and `engine.engine_dir` over its own.
+
+    Raises LauncherError (exit code 2) naming every wrong key.
+    """
     try:
         tree = yaml.safe_load(path.read_text("utf-8"))
     except OSError as error:
@@ -130,6 +135,8 @@ def read_repository(path: Path, checkpoint: Path | None = None) -> Repository:
         raise LauncherError(f"{path} holds no mapping; it begins with one of: {', '.join(Repository.model_fields)}", 2)
     if checkpoint is not None:
         tree["checkpoint"] = checkpoint.absolute()
+    if engine_dir is not None:
+        tree["engine"] = {**(tree.get("engine") or {}), "engine_dir": engine_dir.absolute()}
     try:
         return _sensible(Repository.model_validate(tree))
     except ValidationError as error:

@@ -73,12 +73,6 @@ class CoreRequest:
     wants_output_count: bool
 
 
-def asks_to_stop(values: dict[str, Array]) -> bool:
-    """Whether this is no prompt, but a cancellation of the earlier request with the same id."""
-    stop = values.get("stop")
-    return stop is not None and bool(stop.any())
-
-
 def read_request(values: dict[str, Array], checkpoint: Checkpoint, context: int) -> CoreRequest:
     """Raises ApiError naming the tensor that is wrong or not supported."""
     tensors = Tensors(values, _ACTED, _NEUTRAL)

@@ -21,6 +21,7 @@ class Exchange:
         self.id: str = request.request_id()
         self._sender = request.get_response_sender()
         self.over = False
+        self.stopped = False  # by another request with its id, which is no failure
 
     @property
     def is_cancelled(self) -> bool:
@@ -42,7 +43,10 @@ class Exchange:
         self._respond(pb_utils.InferenceResponse(error=pb_utils.TritonError(error.message, _code(error))), final=True)
 
     def cancelled(self) -> None:
-        """The last response to a client that has left, or whose request was stopped by its id."""
+        """The last response to a client that has left (counted as CANCELED), or whose request was stopped by its id."""
+        if self.stopped:
+            self.finish()
+            return
         error = pb_utils.TritonError("the request was cancelled", pb_utils.TritonError.CANCELLED)
         self._respond(pb_utils.InferenceResponse(error=error), final=True)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from openvino_engine.engine import Engine, EngineOptions, open_engine
 from openvino_engine.errors import ApiError, engine_failed
+from openvino_engine.metrics import Metrics
 from triton_models.exchange import Exchange
 
 _log = logging.getLogger(__name__)
@@ -26,12 +27,12 @@ Serve = Callable[[Exchange], Coroutine[Any, Any, None]]
 
 
 class EngineHost:
-    """Opens the engine; raises its ConversionError and the like. ``on_tick`` is called about ten times a second."""
+    """Opens the engine; raises its ConversionError and the like. ``show`` is handed its metrics ten times a second."""
 
-    def __init__(self, options: EngineOptions, name: str, on_tick: Callable[[], None]) -> None:
+    def __init__(self, options: EngineOptions, name: str, show: Callable[[Metrics], None]) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="penstock-triton-")
         self.engine: Engine = open_engine(options, name, Path(self._scratch.name))
-        self._on_tick = on_tick
+        self._show = show
         self._live: dict[Exchange, asyncio.Task[None]] = {}
         self._closing = threading.Event()
         self._events = asyncio.new_event_loop()
@@ -81,6 +82,7 @@ class EngineHost:
     def _stop(self, asking: Exchange) -> None:
         for exchange, task in list(self._live.items()):
             if exchange.id == asking.id:
+                exchange.stopped = True
                 task.cancel()
         asking.finish()
 
@@ -107,7 +109,7 @@ class EngineHost:
             for exchange in list(self._live):
                 if not exchange.over and exchange.is_cancelled:
                     self._events.call_soon_threadsafe(self._cancel, exchange)
-            self._on_tick()
+            self._show(self.engine.metrics)
 
 
 async def _guarded(exchange: Exchange, serve: Serve) -> None:
