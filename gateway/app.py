@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from fastapi import FastAPI
 
 from gateway.api.auth import Authenticator
-from gateway.api.inference import HttpClient, hot_routes
+from gateway.api.http_client import HttpClient
+from gateway.api.images import Images
+from gateway.api.inference import hot_routes
+from gateway.api.responses_store import ResponseStore
 from gateway.api.web import make_web_app
 from gateway.api.wire import Wire
 from gateway.backends.base import Backend
@@ -33,11 +36,13 @@ from gateway.telemetry.tracing import make_tracer
 @dataclass(frozen=True, slots=True)
 class App:
     """`web` is the ASGI application (its lifespan opens and closes everything), `wire` what serves the hot
-    routes in front of it, `service` the core under both."""
+    routes in front of it, `service` the core under both, `rpc` the gRPC door where it is
+    configured."""
 
     web: FastAPI
     wire: Wire
     service: Service
+    rpc: "RpcServer | None"
 
 
 def create_app(settings: Settings) -> App:
@@ -70,9 +75,10 @@ def create_app(settings: Settings) -> App:
             await deployment.backend.aclose()
         telemetry.close()
 
-    server = settings.server
+    server, stored = settings.server, settings.responses
+    store = ResponseStore(stored.store_count, stored.store_bytes, stored.store_ttl_s)
     wire = Wire(
-        hot_routes(service, auth, server.json_depth_limit),
+        hot_routes(service, auth, server.json_depth_limit, _images(settings), store),
         HttpClient,
         metrics.wire_refusal,
         server.body_limit_bytes,
@@ -80,7 +86,13 @@ def create_app(settings: Settings) -> App:
         server.receive_timeout_s,
         server.send_timeout_s,
     )
-    return App(make_web_app(service, by_name, auth, metrics, lifespan), wire, service)
+    return App(make_web_app(service, by_name, auth, store, metrics, lifespan), wire, service)
+
+
+def _images(settings: Settings) -> Images:
+    vision = settings.vision
+    hosts = frozenset(host.lower() for host in vision.allowed_hosts)
+    return Images(vision.image_limit_bytes, vision.images_per_request, frozenset(vision.media_types), hosts)
 
 
 def _models(settings: Settings, metrics: Metrics) -> list[Model]:

@@ -20,6 +20,8 @@ from gateway.api.auth import Authenticator
 from gateway.api.describe import describe
 from gateway.api.errors import error_body, error_headers
 from gateway.api.request_id import accept_request_id
+from gateway.api.responses_store import ResponseStore
+from gateway.api.responses_web import stored_responses
 from gateway.core.call import Endpoint
 from gateway.core.errors import InvalidRequest, MethodNotAllowed, ModelNotFound, NotFound, PenstockError
 from gateway.routing.adapters import Adapter
@@ -33,11 +35,17 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 def make_web_app(
-    service: Service, models: dict[str, Model], auth: Authenticator, metrics: Metrics, lifespan: Lifespan
+    service: Service,
+    models: dict[str, Model],
+    auth: Authenticator,
+    store: ResponseStore,
+    metrics: Metrics,
+    lifespan: Lifespan,
 ) -> FastAPI:
     app = FastAPIOffline(title="Penstock", version=version("penstock"), lifespan=lifespan, redoc_url=None)
     app.include_router(_operations(service, models, metrics))
     app.include_router(_models(service.router, auth))
+    app.include_router(stored_responses(store, auth))
     app.include_router(admin_routes(Adapters(service.router), auth))
     app.add_exception_handler(PenstockError, _penstock_error)
     app.add_exception_handler(HTTPException, _http_error)

@@ -70,7 +70,10 @@ class Said(msgspec.Struct, gc=False):
 
 
 class Choice(msgspec.Struct, gc=False):
-    """`delta` in a chat stream, `message` in a whole chat answer, `text` in completions of both kinds."""
+    """`delta` in a chat stream, `message` in a whole chat answer, `text` in completions of both kinds.
+
+    `stop_reason` (vLLM), `matched_stop` (SGLang): the stop string that ended it, or something else.
+    """
 
     index: int = 0
     delta: Said | None = None
@@ -78,6 +81,8 @@ class Choice(msgspec.Struct, gc=False):
     text: str | None = None
     finish_reason: str | None = None
     logprobs: Logprobs | None = None
+    stop_reason: Any = None
+    matched_stop: Any = None
 
 
 class PromptDetails(msgspec.Struct, gc=False):
@@ -147,6 +152,9 @@ class Listener:
     def on_tool_call(self, index: int, part: ToolCall) -> None:
         """A fragment of a tool call; `part.index` is set."""
 
+    def on_stop(self, index: int, text: str) -> None:
+        """The stop string that ended choice `index`, where the engine says it; `on_finish` follows."""
+
     def on_finish(self, index: int, reason: str) -> None:
         """Choice `index` is complete."""
 
@@ -208,6 +216,9 @@ class Listener:
             elif choice.text or choice.logprobs is not None:
                 self.on_text(choice.index, choice.text or "", choice.logprobs)
             if choice.finish_reason is not None:
+                stop = choice.stop_reason or choice.matched_stop
+                if isinstance(stop, str):
+                    self.on_stop(choice.index, stop)
                 self.on_finish(choice.index, choice.finish_reason)
         if event.usage is not None:
             self.on_usage(event.usage)
