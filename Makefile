@@ -72,7 +72,7 @@ triton: $(DEV_STAMP) ## Only set up the real tritonserver for CPU (.venvs/triton
 	@$(BIN)/python services/triton/install.py --venv .venvs/triton || { code=$$?; \
 	    if [ $$code -eq 69 ]; then echo '*** the tests of the real tritonserver will be SKIPPED ***' >&2; else exit $$code; fi; }
 
-sglang: $(DEV_STAMP) ## Only set up the real SGLang for CPU (.venvs/sglang, 1.3 GB)
+sglang: $(DEV_STAMP) ## Only set up the real SGLang for CPU (.venvs/sglang, 1.6 GB)
 	@$(BIN)/python services/sglang/install.py --venv .venvs/sglang || { code=$$?; \
 	    if [ $$code -eq 69 ]; then echo '*** the tests of the real SGLang will be SKIPPED ***' >&2; else exit $$code; fi; }
 

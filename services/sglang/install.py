@@ -71,7 +71,7 @@ def install(target: Path, variant: str) -> None:
     require_machine(variant)
     require_space(target, NEEDED_MIB[variant])
     started_s = time.monotonic()
-    say(f"installing into {target} (about {'1.3' if variant == 'cpu' else '10'} GB, once)")
+    say(f"installing into {target} (about {'1.6' if variant == 'cpu' else '10'} GB, once)")
     (target / STAMP).unlink(missing_ok=True)
     python = make_venv(target)
     if variant == "cpu":
