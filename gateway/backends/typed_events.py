@@ -50,6 +50,7 @@ class _Event(msgspec.Struct, gc=False):
     delta: _Delta | str | None = None
     response: _Answer | None = None
     usage: _Usage | None = None
+    error: Any = None
 
 
 _DECODE = msgspec.json.Decoder(_Event).decode
@@ -79,7 +80,7 @@ def read_event(payload: bytes, chunk: Chunk) -> bool:
     elif kind == "message_delta" and isinstance(delta, _Delta):
         chunk.finish_reason = delta.stop_reason
         chunk.usage = _plain(event.usage)
-    elif kind in ("error", "response.failed"):
+    elif kind in ("error", "response.failed") or event.error:
         chunk.error = stream_error(_innermost(payload))
     elif kind in _LAST and event.response is not None:
         chunk.finish_reason = event.response.reason

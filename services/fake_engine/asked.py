@@ -55,6 +55,29 @@ class _Embedding(Struct, kw_only=True):
     dimensions: Positive | None = None
 
 
+class _Conversation(Struct, kw_only=True):
+    """Responses and Messages."""
+
+    model: str
+    input: str | list[_Message] | None = None
+    messages: list[_Message] | None = None
+    stream: bool | None = None
+    max_tokens: Positive | None = None
+    max_output_tokens: Positive | None = None
+
+
+class _Pairs(Struct, kw_only=True):
+    """Rerank and score, in the spellings vLLM takes."""
+
+    model: str
+    query: str | None = None
+    documents: list[str] | None = None
+    queries: str | list[str] | None = None
+    items: str | list[str] | None = None
+    text_1: str | list[str] | None = None
+    text_2: str | list[str] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """One generation request. `choices` counts prompts x n; `inputs` are texts or token lists (embeddings)."""
@@ -82,6 +105,10 @@ def read_body(endpoint: EndpointName, body: bytes, *, usage_unasked: bool = Fals
             return _chat(_with_defaults(msgspec.json.decode(body, type=_Chat), usage_unasked))
         if endpoint == "completions":
             return _completion(_with_defaults(msgspec.json.decode(body, type=_Completion), usage_unasked))
+        if endpoint in ("responses", "messages", "count_tokens"):
+            return _conversation(endpoint, msgspec.json.decode(body, type=_Conversation))
+        if endpoint in ("rerank", "score"):
+            return _pairs(endpoint, msgspec.json.decode(body, type=_Pairs))
         return _embedding(msgspec.json.decode(body, type=_Embedding))
     except (msgspec.DecodeError, RecursionError) as error:
         raise RequestError(400, f"bad request body: {error}") from None
@@ -99,6 +126,31 @@ def _chat(body: _Chat) -> Asked:
     texts = [_text(message.content) for message in body.messages]
     users = [text for text, message in zip(texts, body.messages, strict=True) if message.role == "user"]
     return _generation("chat", body, list(texts), users[-1] if users else "", body.n or 1, body.max_completion_tokens)
+
+
+def _conversation(endpoint: EndpointName, body: _Conversation) -> Asked:
+    given = body.messages if endpoint != "responses" else body.input
+    if not given:
+        raise RequestError(400, "nothing was said")
+    texts = [given] if isinstance(given, str) else [_text(message.content) for message in given]
+    return Asked(
+        endpoint=endpoint, model=body.model, last_text=texts[-1], prompt_tokens=sum(map(count_tokens, texts)),
+        stream=bool(body.stream), include_usage=True, max_tokens=body.max_output_tokens or body.max_tokens,
+    )  # fmt: skip
+
+
+def _pairs(endpoint: EndpointName, body: _Pairs) -> Asked:
+    """`inputs`: what is compared with the first of them."""
+    first = body.query or body.queries or body.text_1
+    others = body.documents or body.items or body.text_2
+    if first is None or others is None:
+        raise RequestError(400, "two sides are needed")
+    firsts, seconds = ([one] if isinstance(one, str) else one for one in (first, others))
+    inputs: list[str | TokenIds] = [*firsts[:1], *seconds]
+    return Asked(
+        endpoint=endpoint, model=body.model, last_text=firsts[0], prompt_tokens=sum(map(count_tokens, inputs)),
+        inputs=inputs,
+    )  # fmt: skip
 
 
 def _completion(body: _Completion) -> Asked:
@@ -167,7 +219,7 @@ def _is_token_list(item: Any) -> bool:
 def _text(content: str | list[dict[str, Any]] | None) -> str:
     if content is None or isinstance(content, str):
         return content or ""
-    return " ".join(str(part.get("text", "")) for part in content if part.get("type") == "text")
+    return " ".join(str(part["text"]) for part in content if isinstance(part.get("text"), str))
 
 
 def count_tokens(text: str | TokenIds) -> int:

@@ -12,6 +12,7 @@ from fake_engine.asked import Asked
 from fake_engine.engines import EngineKind
 from fake_engine.errors import error_body
 from fake_engine.manners import MANNERS
+from fake_engine.native import Native
 from fake_engine.plan import (
     Action,
     Event,
@@ -97,6 +98,12 @@ class Composer:
         if asked.endpoint == "embeddings":
             body = embeddings.embed(asked, self._embedding_size)
             return iter((Event(script.ttft_s, body),)), body, "stop"
+        if asked.endpoint not in ("chat", "completions"):
+            native = Native(asked, script, answer_id)
+            if asked.stream and script.junk is None:
+                return with_error_event(native.events(), script, sse), None, native.reason
+            body = native.body()
+            return iter((Event(script.ttft_s, body, native.tokens, is_content=True),)), body, native.reason
         frames = MANNERS[self._kind.manner](asked, script, self._kind, answer_id)
         answer = Answer(script, asked, echoed_text(script, request.headers, bytes(request.body)))
         reason = "length" if answer.finish_reason() == "length" else "stop"

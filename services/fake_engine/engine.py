@@ -18,7 +18,9 @@ from fake_engine.script import Fields, Script, ScriptError, ScriptShelf, read_sc
 from fake_engine.stats import Stats
 from fake_engine.wire import reply
 
-_ID_PREFIX = {"chat": "chatcmpl-", "completions": "cmpl-", "embeddings": "embd-"}
+_ID_PREFIX = {
+    "chat": "chatcmpl-", "completions": "cmpl-", "embeddings": "embd-", "responses": "resp_", "messages": "msg_",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,9 @@ class Engine:
         self._check(asked)
         self.stats.weights[self.adapters.weights(asked.model, self.settings.models)] += 1
         self._answers += 1
-        answer_id = _ID_PREFIX[asked.endpoint] + (request.header("x-request-id") or f"fake-{self._answers}")
+        answer_id = _ID_PREFIX.get(asked.endpoint, f"{asked.endpoint}-") + (
+            request.header("x-request-id") or f"fake-{self._answers}"
+        )
         table = self._composer.compose(request, asked, script, answer_id)
         exchange = Exchange(connection, table, asked.prompt_tokens, script.cached_tokens or 0)
         connection.exchange = exchange

@@ -10,7 +10,7 @@ from typing import Literal
 from fake_engine.known_fields import TRTLLM_FIELDS, Known
 from fake_engine.script import ErrorShape
 
-EndpointName = Literal["chat", "completions", "embeddings"]
+EndpointName = Literal["chat", "completions", "embeddings", "responses", "messages", "count_tokens", "rerank", "score"]
 MetricKind = Literal["gauge", "counter", "histogram"]
 
 
@@ -31,6 +31,13 @@ GENERATION_PATHS: dict[str, EndpointName] = {
     "/v1/chat/completions": "chat",
     "/v1/completions": "completions",
     "/v1/embeddings": "embeddings",
+}
+NATIVE_PATHS: dict[str, EndpointName] = {
+    "/v1/responses": "responses",
+    "/v1/messages": "messages",
+    "/v1/messages/count_tokens": "count_tokens",
+    "/v1/rerank": "rerank",
+    "/v1/score": "score",
 }
 
 
@@ -146,6 +153,7 @@ ENGINES: dict[str, EngineKind] = {
         tokenize_path="/tokenize",
         unauthorized="string",
         lora_prefix="/v1",
+        paths=GENERATION_PATHS | NATIVE_PATHS,
         labels={"engine": "0"},
         metrics=_VLLM_METRICS,
     ),
