@@ -33,6 +33,10 @@ Every key, with its default and unit: `penstock gateway schema`, docs/gateway.md
 """
 
 
+_FLAGS = {"host": ("server", "host"), "port": ("server", "port"), "grpc_port": ("rpc", "port")}
+"""Flag of `serve` -> what it overrides in the configuration."""
+
+
 class Server(uvicorn.Server):
     """uvicorn, but: SIGTERM first turns /ready to 503, and every stop is clean and exits with 0."""
 
@@ -43,7 +47,14 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._app.service.is_draining = True
         super().handle_exit(sig, frame)
+        if self._app.rpc is not None:
+            self._app.rpc.signalled(is_forced=self.force_exit)
         self._captured_signals.clear()  # do not raise the signal again once drained
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and self._app.rpc is not None:
+            print(f"gateway listening for gRPC on {self._app.rpc.address}", file=sys.stderr, flush=True)  # noqa: T201
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
@@ -93,8 +104,9 @@ def serve(args: argparse.Namespace) -> int:
     gc.collect()
     gc.freeze()  # what lives as long as the process need not be looked at again
     gc.set_threshold(20_000, 20, 50)  # requests leave few cycles behind; looking for them often costs more
-    Server(config, app).run(sockets=[listener])
-    return 0
+    running = Server(config, app)
+    running.run(sockets=[listener])
+    return 0 if running.started else 1
 
 
 def check(args: argparse.Namespace) -> int:
@@ -121,7 +133,10 @@ def schema(args: argparse.Namespace) -> int:  # noqa: ARG001
 
 
 def _load(args: argparse.Namespace) -> Settings:
-    overrides = {name: value for name in ("host", "port") if (value := getattr(args, name, None)) is not None}
+    overrides: dict[str, dict[str, object]] = {}
+    for name, (section, key) in _FLAGS.items():
+        if (value := getattr(args, name, None)) is not None:
+            overrides.setdefault(section, {})[key] = value
     settings = load(args.config, overrides)
     kinds = engine_kinds()
     for name, model in settings.models.items():
@@ -149,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--config", type=Path, required=True, help="the configuration (YAML)")
     run.add_argument("--host", help="overrides server.host")
     run.add_argument("--port", type=int, help="overrides server.port; 0 picks a free one")
+    run.add_argument("--grpc-port", type=int, help="overrides rpc.port: opens the gRPC door; 0 picks a free port")
     run.set_defaults(run=serve)
     look = commands.add_parser("check", help="say what a configuration means, or what is wrong with it")
     look.add_argument("config", type=Path, help="the configuration (YAML)")

@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
@@ -11,6 +12,8 @@ from gateway.api.auth import Authenticator
 from gateway.api.http_client import HttpClient
 from gateway.api.images import Images
 from gateway.api.inference import hot_routes
+from gateway.api.parse import Parser
+from gateway.api.request_id import accept_request_id
 from gateway.api.responses_store import ResponseStore
 from gateway.api.web import make_web_app
 from gateway.api.wire import Wire
@@ -25,6 +28,7 @@ from gateway.routing.deployment import Deployment
 from gateway.routing.health import HealthWatch
 from gateway.routing.policies import POLICIES
 from gateway.routing.router import Model, Router
+from gateway.serving.intake import Intake
 from gateway.serving.serve import Service
 from gateway.settings import ConfigError, DeploymentSettings, Settings
 from gateway.telemetry.logs import AccessLog
@@ -32,11 +36,14 @@ from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.record import Telemetry
 from gateway.telemetry.tracing import make_tracer
 
+if TYPE_CHECKING:
+    from gateway.rpc.server import RpcServer
+
 
 @dataclass(frozen=True, slots=True)
 class App:
     """`web` is the ASGI application (its lifespan opens and closes everything), `wire` what serves the hot
-    routes in front of it, `service` the core under both, `rpc` the gRPC door where it is
+    routes in front of it, `service` the core under both, `rpc` the gRPC door where one is
     configured."""
 
     web: FastAPI
@@ -68,7 +75,11 @@ def create_app(settings: Settings) -> App:
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
         for watch in watches.values():
             watch.start()
+        if rpc is not None:
+            await rpc.start()
         yield
+        if rpc is not None:
+            await rpc.stop()
         for watch in watches.values():
             await watch.stop()
         for deployment in watches:
@@ -77,8 +88,17 @@ def create_app(settings: Settings) -> App:
 
     server, stored = settings.server, settings.responses
     store = ResponseStore(stored.store_count, stored.store_bytes, stored.store_ttl_s)
+    images = _images(settings)
+    intake = Intake(
+        service,
+        auth,
+        {endpoint: Parser(endpoint, server.json_depth_limit) for endpoint in (Endpoint.CHAT, Endpoint.COMPLETIONS)},
+        images.check_chat,
+        accept_request_id,
+    )
+    rpc = _rpc(intake, settings)
     wire = Wire(
-        hot_routes(service, auth, server.json_depth_limit, _images(settings), store),
+        hot_routes(service, auth, server.json_depth_limit, images, store),
         HttpClient,
         metrics.wire_refusal,
         server.body_limit_bytes,
@@ -86,7 +106,16 @@ def create_app(settings: Settings) -> App:
         server.receive_timeout_s,
         server.send_timeout_s,
     )
-    return App(make_web_app(service, by_name, auth, store, metrics, lifespan), wire, service)
+    return App(make_web_app(service, by_name, auth, store, metrics, lifespan), wire, service, rpc)
+
+
+def _rpc(intake: Intake, settings: Settings) -> "RpcServer | None":
+    """gRPC is only imported where it is wanted."""
+    if settings.rpc.port is None:
+        return None
+    from gateway.rpc.server import RpcServer
+
+    return RpcServer(intake, settings.rpc, settings.server)
 
 
 def _images(settings: Settings) -> Images:

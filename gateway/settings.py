@@ -38,6 +38,17 @@ class ServerSettings(_Strict):
     backlog: int = Field(4096, gt=0, description="Connections the kernel queues before they are accepted.")
 
 
+class RpcSettings(_Strict):
+    """The gRPC door. Limits and timeouts of `server` hold here too."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on. Other than loopback requires auth.keys.")
+    port: int | None = Field(
+        None, ge=0, le=65535, description="Port of the gRPC door; 0 picks a free one. Off when absent."
+    )
+    keepalive_s: Seconds = Field(60.0, description="A connection silent for so long is asked whether it is alive.")
+    keepalive_timeout_s: Seconds = Field(20.0, description="One that does not answer within this time is closed.")
+
+
 class KeySettings(_Strict):
     sha256: str = Field(pattern=r"^[0-9a-fA-F]{64}$", description="SHA-256 of the key (`penstock gateway key`).")
     admin: bool = Field(False, description="Whether it opens /admin (adapters), besides /v1.")
@@ -141,6 +152,7 @@ class Settings(BaseSettings):
     )
 
     server: ServerSettings = ServerSettings()
+    rpc: RpcSettings = RpcSettings()
     auth: AuthSettings = AuthSettings()
     models: dict[Name, ModelSettings] = Field(min_length=1, description="Models by public name.")
     max_attempts: int = Field(2, ge=1, le=5, description="Replicas a request may be tried on before it fails.")
@@ -161,11 +173,13 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _is_not_open_to_the_world(self) -> Self:
-        if not self.auth.keys and not is_loopback(self.server.host):
-            raise ValueError(
-                f"server.host {self.server.host!r} is reachable from elsewhere, but auth.keys is empty; "
-                "make a key with `penstock gateway key` and put its sha256 under auth.keys, or listen on 127.0.0.1"
-            )
+        hosts = {"server.host": self.server.host} | ({} if self.rpc.port is None else {"rpc.host": self.rpc.host})
+        for name, host in hosts.items():
+            if not self.auth.keys and not is_loopback(host):
+                raise ValueError(
+                    f"{name} {host!r} is reachable from elsewhere, but auth.keys is empty; "
+                    "make a key with `penstock gateway key` and put its sha256 under auth.keys, or listen on 127.0.0.1"
+                )
         return self
 
 
@@ -179,7 +193,7 @@ def is_loopback(host: str) -> bool:
 
 
 def load(path: Path, overrides: dict[str, Any] | None = None) -> Settings:
-    """Read a configuration. `overrides` win over everything (command-line arguments). Raises ConfigError."""
+    """Read a configuration. `overrides` (arguments, by section) win over everything. Raises ConfigError."""
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
     except OSError as error:
@@ -199,7 +213,7 @@ def load(path: Path, overrides: dict[str, Any] | None = None) -> Settings:
             dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
             file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            arguments = InitSettingsSource(settings_cls, {"server": overrides} if overrides else {})
+            arguments = InitSettingsSource(settings_cls, overrides or {})
             return arguments, env_settings, init_settings  # the file comes in as init values
 
     try:

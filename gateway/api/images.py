@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from gateway.core.call import Call
+from gateway.core.call import Call, Endpoint
 from gateway.core.errors import InvalidRequest
 
 _MAGIC = {
@@ -53,6 +53,11 @@ class Images:
     per_request: int = 16
     media_types: frozenset[str] = frozenset(_MAGIC)
     hosts: frozenset[str] = field(default_factory=frozenset)
+
+    async def check_chat(self, call: Call) -> None:
+        """For doors that make chat calls of what their clients send."""
+        if call.endpoint is Endpoint.CHAT and may_hold_media(call.body):
+            await self.check(call, "messages")
 
     async def check(self, call: Call, name: str) -> None:
         """Sets `call.images`. `name`: the field that holds the prompt. Raises InvalidRequest that says where."""

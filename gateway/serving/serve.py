@@ -44,7 +44,7 @@ class Service:
                 raise Draining("The gateway is shutting down; try another one.")
             deployment = self.router.route(call)
             record.routed(deployment.series, deployment.backend.kind)
-            call.deadline_s = call.received_s + deployment.deadline_s
+            call.deadline_s = min(call.deadline_s, call.received_s + deployment.deadline_s)
             await self._attempts(deployment, call, client, record)
             record.outcome, record.status = "ok", 200
         except PenstockError as error:

@@ -91,10 +91,12 @@ class Telemetry:
             self._tracer.start(record)
         return record
 
-    def refused(self, endpoint: Endpoint, request_id: str, error: PenstockError, received_s: float) -> None:
+    def refused(
+        self, endpoint: Endpoint, request_id: str, error: PenstockError, received_s: float, door: str | None = None
+    ) -> None:
         """A request that was not worth a `Call`: wrong key, unreadable body."""
         call = Call(endpoint, OTHER, b"", {}, stream=False, wants_usage=False,
-                    request_id=request_id, received_s=received_s)  # fmt: skip
+                    request_id=request_id, received_s=received_s, door=door)  # fmt: skip
         record = self.open(call)
         record.failed(error)
         self.finish(record)

@@ -37,7 +37,12 @@ def test_arguments_beat_the_environment_beats_the_file_beats_the_default(read) -
     assert read(text).server.port == 1
     settings = read(text, {"PENSTOCK_SERVER__PORT": "3", "PENSTOCK_SERVER__BACKLOG": "9"})
     assert (settings.server.port, settings.server.keep_alive_s, settings.server.backlog) == (3, 2, 9)
-    assert read(text, {"PENSTOCK_SERVER__PORT": "3"}, port=4).server.port == 4
+    assert read(text, {"PENSTOCK_SERVER__PORT": "3"}, server={"port": 4}).server.port == 4
+
+
+def test_grpc_is_off_unless_it_has_a_port_and_open_hosts_matter_only_then(read) -> None:  # type: ignore[no-untyped-def]
+    assert read(GOOD + "rpc: {host: 0.0.0.0}").rpc.port is None
+    assert read(GOOD, rpc={"port": 0}).rpc.port == 0
 
 
 def test_one_replica_is_reached_by_its_path_in_the_environment(read) -> None:  # type: ignore[no-untyped-def]
@@ -60,6 +65,8 @@ def test_one_replica_is_reached_by_its_path_in_the_environment(read) -> None:  #
         (GOOD.replace("vllm", "vllm, policy: magic"), "policy", "least_request"),
         (GOOD + "auth: {keys: {alice: {sha256: abc}}}", "auth.keys.alice.sha256", "pattern"),
         (GOOD + "server: {host: 0.0.0.0}", "configuration", "penstock gateway key"),
+        (GOOD + "rpc: {host: 0.0.0.0, port: 8001}", "configuration", "rpc.host '0.0.0.0' is reachable from elsewhere"),
+        (GOOD + "rpc: {prot: 1}", "rpc.prot", "no such key"),
         ("models:\n  m: 1\n  m: 2\n", "", "appears twice"),
         ("- a\n", "", "must be a mapping"),
         ("models: [", "", "not YAML"),
