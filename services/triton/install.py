@@ -64,8 +64,8 @@ def require_machine() -> None:
 def digest() -> str:
     """Of everything that belongs into the environment: with another one it is filled again."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-    ours = project["project"]["optional-dependencies"]["openvino"], project["tool"]["setuptools"]["packages"]
-    parts = [PYTRITON, platform.python_version(), platform.machine(), str(ROOT), *map(str, ours)]
+    engine = project["project"]["optional-dependencies"]["openvino"]
+    parts = [PYTRITON, platform.python_version(), platform.machine(), str(ROOT), *engine]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

@@ -1,0 +1,123 @@
+"""The official tritonclient as a program: calls as JSON on stdin, what comes back as JSON lines, in the order it came.
+
+A process of its own because tritonclient and the gateway register the same protobuf package, `inference`, and one
+process can hold only one of them.
+
+    {"url": "127.0.0.1:8001", "calls": [{"model": "ensemble", "inputs": {...}, "id": "a", "leave_after": 3,
+      "stop_after": {"model": "tensorrt_llm", "inputs": {...}}}]}
+
+All calls run at once, each on a stream of its own. Inputs get the datatype and rank that the model's metadata says.
+`leave_after`: cancel the stream after so many responses; `after`: begin when that call has had its first response.
+Given file names instead, it prints each config.pbtxt as JSON.
+"""
+
+import json
+import queue
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as grpcclient
+from google.protobuf import json_format, text_format
+from tritonclient.grpc import model_config_pb2
+from tritonclient.utils import triton_to_np_dtype
+
+PATIENCE_S = 60
+
+
+class Talk:
+    """Calls that run at once and write to one stdout."""
+
+    def __init__(self, url: str, calls: list[dict[str, Any]]) -> None:
+        self._url = url
+        self._calls = calls
+        self._lock = threading.Lock()
+        self._answered = [threading.Event() for _ in calls]
+
+    def run(self) -> None:
+        threads = [threading.Thread(target=self._call, args=(index,)) for index in range(len(self._calls))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _call(self, index: int) -> None:
+        call = self._calls[index]
+        if "after" in call:
+            self._answered[call["after"]].wait(PATIENCE_S)
+        with grpcclient.InferenceServerClient(self._url) as client:
+            try:
+                inputs = tensors(client, call["model"], call["inputs"])
+            except grpcclient.InferenceServerException as error:
+                self._say(index, error=error.message())
+                return
+            arrived: queue.Queue[tuple[Any, Any]] = queue.Queue()
+            client.start_stream(partial(lambda q, result, error: q.put((result, error)), arrived))
+            client.async_stream_infer(
+                call["model"], inputs, request_id=call.get("id", ""), enable_empty_final_response=True
+            )
+            left = self._listen(index, arrived, call.get("leave_after"))
+            client.stop_stream(cancel_requests=left)
+            if left:
+                self._say(index, left=True)
+
+    def _listen(self, index: int, arrived: "queue.Queue[tuple[Any, Any]]", leave_after: int | None) -> bool:
+        """Until the final response or an error; True when it is to be left before."""
+        count = 0
+        while True:
+            result, error = arrived.get(timeout=PATIENCE_S)
+            self._answered[index].set()
+            if error is not None:
+                self._say(index, error=error.message())
+                return False
+            response = result.get_response()
+            final = response.parameters["triton_final_response"].bool_param
+            outputs = {tensor.name: plain(result.as_numpy(tensor.name)) for tensor in response.outputs}
+            self._say(index, outputs=outputs, final=final)
+            count += 1
+            if final:
+                return False
+            if leave_after is not None and count >= leave_after:
+                return True
+
+    def _say(self, index: int, **event: Any) -> None:
+        with self._lock:
+            sys.stdout.write(json.dumps({"call": index} | event) + "\n")
+            sys.stdout.flush()
+
+
+def tensors(client: Any, model: str, values: dict[str, Any]) -> list[Any]:
+    """InferInputs; dimensions are filled up on the left to the rank in the metadata."""
+    specs = {spec.name: spec for spec in client.get_model_metadata(model).inputs}
+    made = []
+    for name, value in values.items():
+        datatype, rank = (specs[name].datatype, len(specs[name].shape)) if name in specs else ("INT32", 2)
+        listed = value if isinstance(value, list) else [value]
+        array = np.array([item.encode() if isinstance(item, str) else item for item in listed], dtype=object)
+        array = array.astype(triton_to_np_dtype(datatype))
+        array = array.reshape((1,) * (rank - array.ndim) + array.shape)
+        made.append(grpcclient.InferInput(name, list(array.shape), datatype))
+        made[-1].set_data_from_numpy(array)
+    return made
+
+
+def plain(array: Any) -> Any:
+    return [item.decode() for item in array.reshape(-1)] if array.dtype == object else array.tolist()
+
+
+def config(path: str) -> dict[str, Any]:
+    """A config.pbtxt, parsed against Triton's own message definition."""
+    message = text_format.Parse(Path(path).read_text("utf-8"), model_config_pb2.ModelConfig())
+    parsed: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    return parsed
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        print(json.dumps([config(path) for path in sys.argv[1:]]))
+    else:
+        asked = json.load(sys.stdin)
+        Talk(asked["url"], asked["calls"]).run()
