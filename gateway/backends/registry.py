@@ -11,17 +11,28 @@ from gateway.backends.mnn import MNN
 from gateway.backends.openai_http import OpenAIHTTP, Patience
 from gateway.backends.openvino import OpenVINO
 from gateway.backends.sglang import SGLang
+from gateway.backends.triton import Triton
 from gateway.backends.trtllm import TRTLLM
 from gateway.backends.vllm import VLLM
 
-BUILT_IN: dict[str, type[OpenAIHTTP]] = {
-    cls.kind: cls for cls in (OpenAIHTTP, VLLM, OpenVINO, SGLang, TRTLLM, LightLLM, MNN)
+BUILT_IN: dict[str, type[OpenAIHTTP] | type[Triton]] = {
+    cls.kind: cls for cls in (OpenAIHTTP, VLLM, OpenVINO, SGLang, TRTLLM, LightLLM, MNN, Triton)
 }
 
 
 def engine_kinds() -> list[str]:
     """Names a deployment's `engine` may have."""
     return sorted({*BUILT_IN, *(ep.name for ep in entry_points(group="penstock.backends"))})
+
+
+def backend_class(kind: str) -> type[Backend]:
+    """Raises LookupError when no backend has that name."""
+    if kind in BUILT_IN:
+        return BUILT_IN[kind]
+    for entry_point in entry_points(group="penstock.backends", name=kind):
+        found: type[Backend] = entry_point.load()
+        return found
+    raise LookupError(f"no backend for engine {kind!r}; there are: {', '.join(engine_kinds())}")
 
 
 def make_backend(kind: str, patience: Patience, checkpoint: Path | None = None) -> Backend:

@@ -1,0 +1,1 @@
+"""One file per contract of tensors that a text model behind Triton may have; `of.py` tells them apart."""
