@@ -48,7 +48,11 @@ class Parser:
         options = values.get("stream_options")
         if options is not None and not stream:
             raise InvalidRequest("'stream_options' is only allowed when 'stream' is true.", param="stream_options")
-        if values.get("top_logprobs") is not None and values.get("logprobs") is not True:
+        if (
+            values.get("top_logprobs") is not None
+            and self.endpoint is Endpoint.CHAT
+            and values.get("logprobs") is not True
+        ):
             raise InvalidRequest("'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs")
         if stream and values.get("best_of") not in (None, 1):
             raise InvalidRequest("'best_of' cannot be used with 'stream'.", param="best_of")
