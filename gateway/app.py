@@ -12,6 +12,7 @@ from gateway.api.auth import Authenticator
 from gateway.api.http_client import HttpClient
 from gateway.api.images import Images
 from gateway.api.inference import hot_routes
+from gateway.api.kserve import PREFIX, kserve_route
 from gateway.api.parse import Parser
 from gateway.api.request_id import accept_request_id
 from gateway.api.responses_store import ResponseStore
@@ -105,6 +106,7 @@ def create_app(settings: Settings) -> App:
         server.header_limit_bytes,
         server.receive_timeout_s,
         server.send_timeout_s,
+        {PREFIX: kserve_route(intake)},
     )
     return App(make_web_app(service, by_name, auth, store, metrics, lifespan), wire, service, rpc)
 

@@ -19,6 +19,8 @@ from gateway.api.admin import admin_routes
 from gateway.api.auth import Authenticator
 from gateway.api.describe import describe
 from gateway.api.errors import error_body, error_headers
+from gateway.api.kserve import kserve_error
+from gateway.api.kserve_models import kserve_models
 from gateway.api.request_id import accept_request_id
 from gateway.api.responses_store import ResponseStore
 from gateway.api.responses_web import stored_responses
@@ -46,6 +48,7 @@ def make_web_app(
     app.include_router(_operations(service, models, metrics))
     app.include_router(_models(service.router, auth))
     app.include_router(stored_responses(store, auth))
+    app.include_router(kserve_models(service, auth))
     app.include_router(admin_routes(Adapters(service.router), auth))
     app.add_exception_handler(PenstockError, _penstock_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -160,9 +163,10 @@ class RequestId:
         await self.app(scope, receive, send_with_id)
 
 
-async def _penstock_error(request: Request, error: Exception) -> Response:  # noqa: ARG001
+async def _penstock_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, PenstockError)
-    return Response(error_body(error), error.status, error_headers(error), "application/json")
+    body = kserve_error(error) if request.url.path.startswith("/v2/") else error_body(error)
+    return Response(body, error.status, error_headers(error), "application/json")
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

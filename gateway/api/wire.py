@@ -9,7 +9,7 @@ Built on the inside of uvicorn 0.54 (httptools protocol); pyproject.toml pins th
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -56,8 +56,13 @@ class Wire:
     header_limit_bytes: int = 64 * 2**10
     receive_timeout_s: float = 60.0
     send_timeout_s: float = 60.0
+    prefix_routes: dict[bytes, Handler] = field(default_factory=dict)
+    """For paths that begin so and are no hot route themselves."""
     _default_headers: tuple[object, bytes] = (None, b"")
     _is_sweeping: bool = False
+
+    def by_prefix(self, path: bytes) -> Handler | None:
+        return next((handler for prefix, handler in self.prefix_routes.items() if path.startswith(prefix)), None)
 
     def watch(self, state: ServerState, loop: asyncio.AbstractEventLoop) -> None:
         if not self._is_sweeping:
@@ -201,7 +206,7 @@ class WireProtocol(HttpToolsProtocol):
         if path not in self.wire.hot_routes:
             self.url = _origin_form(path)
             path = unquote_to_bytes(self.url.partition(b"?")[0])
-        if path in self.wire.hot_routes and self.parser.get_method() == b"POST":
+        if (path in self.wire.hot_routes or self.wire.by_prefix(path)) and self.parser.get_method() == b"POST":
             return self._open_exchange(path)
         return self._open_cycle()
 
@@ -284,7 +289,9 @@ class WireProtocol(HttpToolsProtocol):
             self._invite(cycle)
 
     def _run(self, exchange: Exchange) -> None:
-        task = self.loop.create_task(self.wire.hot_routes[exchange.path](exchange))
+        handler = self.wire.hot_routes.get(exchange.path) or self.wire.by_prefix(exchange.path)
+        assert handler is not None
+        task = self.loop.create_task(handler(exchange))
         exchange.task = task
         exchange.paused = self.flow.write_paused
         self.running = exchange

@@ -22,6 +22,9 @@ class Model:
     def is_ready(self) -> bool:
         return any(deployment.candidates() for deployment in self.deployments)
 
+    def why_not_ready(self) -> str:
+        return "; ".join(deployment.why_not_ready() for deployment in self.deployments)
+
 
 class Router:
     """`models` by public name, aliases included; `adapters`: the model of each adapter, by the adapter's name."""

@@ -108,8 +108,7 @@ class KServe(GRPCInferenceServiceServicer):
                 if model.is_ready:
                     response.models.add(name=name, version=VERSION, state="READY")
                 elif not request.ready:
-                    reason = "; ".join(deployment.why_not_ready() for deployment in model.deployments)
-                    response.models.add(name=name, version=VERSION, state="UNAVAILABLE", reason=reason)
+                    response.models.add(name=name, version=VERSION, state="UNAVAILABLE", reason=model.why_not_ready())
             return response
 
     def _models(self) -> dict[str, Model]:
