@@ -31,6 +31,7 @@ def messages_routes(
 def _route(parser: Parser, service: Service, auth: Authenticator, images: Images) -> Handler:
     async def answer(client: HttpClient, received_s: float) -> None:
         client.voice = relayed = RelayedMessage(client)
+        client.id_header += b"request-id: %b\r\n" % client.request_id.encode()  # the header Anthropic's SDKs read
         call = await _read(client, received_s)
         values = {name: msgspec.json.decode(raw) for name, raw in call.fields.items()}
         refuse_absent(values)
