@@ -1,8 +1,8 @@
 """Triton over gRPC: one channel a replica, one ModelStreamInfer a request.
 
 Requests are not multiplexed on one stream: HTTP/2 does that already, and so a cancelled RPC aborts exactly one request,
-flow control holds back exactly one answer, and an error is a status with a code instead of words without one. As one
-request is all a stream carries here, it is called as server streaming: the same bytes on the wire, one task less.
+and flow control holds back exactly one answer. As one request is all a stream carries here, it is called as server
+streaming: the same bytes on the wire, one task less.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ import grpc.aio
 from gateway.backends.openai_http import Patience
 from gateway.backends.triton.status import message_error, status_error
 from gateway.backends.triton.tensors import ModelInfo, Outputs, Spec, Tensor, from_raw, to_raw
-from gateway.backends.triton.wire import Watch
+from gateway.backends.triton.wire import Watch, unique_id
 from gateway.core.call import Call
 from gateway.core.errors import PenstockError, UpstreamError
 from gateway.core.replica import Replica
@@ -73,7 +73,7 @@ class GrpcWire:
     async def infer(
         self, replica: Replica, call: Call, tensors: Sequence[Tensor], outputs: Sequence[str]
     ) -> AsyncGenerator[Outputs, None]:
-        message = _request(replica.served_model, call.request_id, tensors, outputs)
+        message = _request(replica.served_model, unique_id(call), tensors, outputs)
         timeout_s = None if call.deadline_s == float("inf") else max(call.deadline_s - time.monotonic(), 0.001)
         rpc = self._stub(replica).stream(message, timeout=timeout_s, metadata=_metadata(replica, call))
         watch = Watch(self._patience, rpc.cancel)
@@ -179,8 +179,9 @@ def _request(model: str, request_id: str, tensors: Sequence[Tensor], outputs: Se
 
 
 def _metadata(replica: Replica, call: Call) -> list[tuple[str, str]]:
-    """`triton_grpc_error`: errors as gRPC statuses, which have codes."""
-    metadata = [("triton_grpc_error", "true"), ("x-request-id", call.request_id), *_authorization(replica)]
+    """Not `triton_grpc_error`, which would give errors codes: tritonserver 2.51 crashes when a decoupled model says
+    its last word after the stream was ended by it."""
+    metadata = [("x-request-id", call.request_id), *_authorization(replica)]
     if call.traceparent:
         metadata.append(("traceparent", call.traceparent))
     return metadata

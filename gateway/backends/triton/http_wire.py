@@ -18,6 +18,7 @@ from gateway.backends.openai_http import Patience
 from gateway.backends.sse import EVENT_LIMIT_BYTES, payloads
 from gateway.backends.triton.status import message_error
 from gateway.backends.triton.tensors import ModelInfo, Outputs, Spec, Tensor
+from gateway.backends.triton.wire import unique_id
 from gateway.core.call import Call
 from gateway.core.errors import PenstockError, UpstreamError, UpstreamTimeout
 from gateway.core.replica import Replica
@@ -62,7 +63,7 @@ class HttpWire:
     async def infer(
         self, replica: Replica, call: Call, tensors: Sequence[Tensor], outputs: Sequence[str]
     ) -> AsyncGenerator[Outputs, None]:
-        body = msgspec.json.encode({"id": call.request_id} | {tensor.name: _json_value(tensor) for tensor in tensors})
+        body = msgspec.json.encode({"id": unique_id(call)} | {tensor.name: _json_value(tensor) for tensor in tensors})
         path = f"{_model(replica)}/generate_stream"
         connection = await self._send(replica, "POST", path, body, call)
         try:
@@ -115,7 +116,8 @@ class HttpWire:
                 connection.expect_within(limit_s, words)
                 status = await connection.head()
                 if call is not None and status != 200:
-                    raise engine_error(status, await connection.read_all(ANSWER_LIMIT_BYTES))
+                    answer = await connection.read_all(ANSWER_LIMIT_BYTES)
+                    raise engine_error(status, answer.removeprefix(b"data:"))  # an event, also as an error
                 return connection
             except UpstreamError as error:
                 connection.release()

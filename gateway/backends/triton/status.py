@@ -19,6 +19,7 @@ from gateway.core.errors import (
 _UNCONNECTED = ("failed to connect", "connection refused", "dns resolution failed", "no route to host", "handshake")
 _TRANSPORT = ("socket closed", "connection reset", "goaway", "stream removed", "rst_stream", "broken pipe", "eof")
 _NO_MODEL = ("unknown model", "not found", "no available versions", "is not ready", "unloading")
+_CONSTRAINT = ("guided_decoding", "guided decoding", "grammar", "json schema", "regex")
 _TOO_LARGE = ("received message larger", "message size")
 _BODY = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
@@ -56,9 +57,9 @@ def status_error(code: grpc.StatusCode, details: str, *, answered: bool = False)
 
 
 def message_error(message: str) -> PenstockError:
-    """An `error_message` inside a stream: words without a code (Triton before 24.08). Ours are told apart by them."""
+    """An `error_message` inside a stream: words without a code, so it is these that say whose fault it is."""
     error = engine_error(400, message.encode())
-    if error.code == "context_length_exceeded":
+    if error.code == "context_length_exceeded" or _has(message.lower(), _CONSTRAINT):
         return error
     if "maximum queue size" in message.lower():
         return engine_error(503, message.encode())

@@ -1,6 +1,7 @@
 """What the backend needs of a wire to Triton, gRPC or HTTP; the choice is the replica's URL scheme."""
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Protocol
@@ -12,6 +13,11 @@ from gateway.core.errors import UpstreamTimeout
 from gateway.core.replica import Replica
 
 NEVER = float("inf")
+
+
+def unique_id(call: Call) -> str:
+    """The request's id at the engine. Clients may repeat theirs, and TensorRT-LLM's models cancel by id."""
+    return f"{call.request_id}-{secrets.token_hex(4)}"
 
 
 class Wire(Protocol):
