@@ -158,6 +158,20 @@ def test_a_request_that_waited_for_a_slot_while_its_adapter_was_deleted_is_a_404
             assert fake.stats()["requests"] == 1
 
 
+def test_sglang_is_asked_for_base_and_adapter_and_a_refusal_is_one(tmp_path: Path) -> None:
+    with start_fake("--engine", "sglang", "--model", "m", "--enable-lora") as fake:
+        with start_gateway(config(fake.url, deployment={"engine": "sglang"})) as gateway:
+            assert error(add(gateway, "tuned", tmp_path / "nowhere")) == (400, "adapter_refused")
+            assert add(gateway, "tuned", tmp_path).status_code == 201
+            assert ask(gateway, "tuned").json()["model"] == "tuned"
+            assert '"model":"tuned"' in ask(gateway, "tuned", stream=True).text
+            assert ask(gateway, "m").json()["model"] == "m"
+            assert admin(gateway, "DELETE", "/tuned").status_code == 204
+            assert error(ask(gateway, "tuned")) == (404, "model_not_found")
+        asked = [request["body"]["model"] for request in fake.stats()["last_requests"] if "chat" in request["path"]]
+        assert asked == ["m:tuned", "m:tuned", "m"]
+
+
 # ---- all or nothing ----
 
 
