@@ -26,20 +26,15 @@ class Adapters(StrEnum):
 
 
 class Shape(StrEnum):
-    """What a checkpoint's weights may look like beside plain quantization, by what an engine must know to load them."""
+    """How a checkpoint's weights may be built that a loader must know of. Zeros stored densely (unstructured pruning)
+    and layers that were all pruned alike need nothing: they are dense."""
 
-    DENSE = "dense"
-    HEAD_DIM = "pruned evenly"  # fewer heads, or narrower layers, alike in every layer: `head_dim` is explicit
-    SPARSE_DENSE = "zeros stored densely"  # pruned without a pattern: as large and as fast as before
     SPARSE_24 = "2:4 compressed"
     PER_LAYER = "sizes that differ by layer"
     LOW_RANK = "low-rank factors"
     SLICED = "sliced (SliceGPT)"
     PREFIX = "prefix vectors"  # prefix tuning, P-tuning v2
     BOTTLENECK = "bottleneck adapters"
-
-
-EVERYWHERE = frozenset({Shape.DENSE, Shape.HEAD_DIM, Shape.SPARSE_DENSE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +52,12 @@ class EngineMetrics:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """`quantization`: values of `quantization_config.quant_method` it loads; `architectures`: `config.json`
+    """`checkpoints`: it loads the deployment's `checkpoint` itself, not a conversion of which nobody can tell;
+    `needs_checkpoint`: the gateway itself needs its tokenizer and chat template.
+
+    `quantization`: values of `quantization_config.quant_method` it loads; `architectures`: `config.json`
     architectures it is limited to. Both None when it knows more than can be listed, or nobody can tell.
-    `shapes`: what its loader takes beside them; `concurrent`: it works on more than one request at a time;
+    `shapes`: what its loader takes beside them; `concurrent`: it works on more than one request at a time.
     `vision`: it reads image parts, with a model that can.
 
     `logprobs`: may answers carry them; `top_logprobs`: how many alternatives a token (0: only the chosen one).
@@ -73,7 +71,9 @@ class Capabilities:
     top_logprobs: int = 0
     adapters: Adapters = Adapters.NONE
     quantization: frozenset[str] | None = frozenset()
-    shapes: frozenset[Shape] = EVERYWHERE
+    shapes: frozenset[Shape] = frozenset()
     architectures: frozenset[str] | None = None
+    checkpoints: bool = True
+    needs_checkpoint: bool = False
     concurrent: bool = True
     metrics: EngineMetrics = EngineMetrics()

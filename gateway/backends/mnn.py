@@ -30,7 +30,7 @@ FOREVER = float("inf")
 class MNN(OpenAIHTTP):
     kind: ClassVar[str] = "mnn"
     capabilities: ClassVar[Capabilities] = Capabilities(
-        tested=Tested.CONTRACT, quantization=None, shapes=frozenset(), concurrent=False
+        tested=Tested.CONTRACT, quantization=None, checkpoints=False, concurrent=False
     )
     fields: ClassVar[Mapping[Endpoint, frozenset[str]]] = {
         Endpoint.CHAT: frozenset({"model", "messages", "stream", "stream_options"})

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from gateway.backends.capabilities import Capabilities, Tested
+from gateway.backends.constraint import ConstraintKind
 from gateway.backends.errors import NOT_JSON, engine_error
 from gateway.backends.http11 import Connection, Pool
 from gateway.backends.sse import ABORTED, StreamReader, aborted, model_renames, own_reasoning
@@ -75,7 +76,16 @@ class OpenAIHTTP:
     """Its streams hold events of its own, without choices, that clients would stumble over."""
     usage_wish: ClassVar[msgspec.Raw] = msgspec.Raw(b'{"include_usage":true}')
     """The `stream_options` that ask it for a usage count."""
-    capabilities: ClassVar[Capabilities] = Capabilities(tested=Tested.CONTRACT, tools=True, vision=True, logprobs=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        tested=Tested.CONTRACT,
+        constraints=frozenset({ConstraintKind.JSON_OBJECT, ConstraintKind.JSON}),
+        tools=True,
+        vision=True,
+        logprobs=True,
+        top_logprobs=20,
+        quantization=None,
+        checkpoints=False,
+    )
 
     def __init__(self, patience: Patience, checkpoint: Path | None = None) -> None:
         self.patience = patience

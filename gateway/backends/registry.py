@@ -11,7 +11,7 @@ from gateway.backends.mnn import MNN
 from gateway.backends.openai_http import OpenAIHTTP, Patience
 from gateway.backends.openvino import OpenVINO
 from gateway.backends.sglang import SGLang
-from gateway.backends.triton import Triton
+from gateway.backends.triton.backend import Triton
 from gateway.backends.trtllm import TRTLLM
 from gateway.backends.vllm import VLLM
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from gateway.backends.capabilities import EVERYWHERE, Adapters, Capabilities, EngineMetrics, Shape, Tested
+from gateway.backends.capabilities import Adapters, Capabilities, EngineMetrics, Shape, Tested
 from gateway.backends.constraint import Constraint, ConstraintKind, alternatives
 from gateway.backends.dialect import CONSTRAINTS, Fields, decoded, is_plain, present, raw, take_constraint
 from gateway.backends.openai_http import OpenAIHTTP
@@ -44,7 +44,7 @@ class TRTLLM(OpenAIHTTP):
         top_logprobs=20,
         adapters=Adapters.NONE,
         quantization=frozenset({"modelopt", "fp8", "nvfp4", "awq", "gptq", "mxfp4"}),
-        shapes=EVERYWHERE | {Shape.SPARSE_24},  # ModelOpt's, on Ampere and later
+        shapes=frozenset({Shape.SPARSE_24}),  # ModelOpt's, on Ampere and later
         metrics=EngineMetrics(
             "/prometheus/metrics",  # /metrics empties a buffer each time it is read
             "trtllm_num_requests_waiting",

@@ -32,6 +32,11 @@ _SCORING = frozenset({
     "model", "instruction", "truncate_prompt_tokens", "max_tokens_per_doc", "max_tokens_per_query", "priority",
 })  # fmt: skip
 
+_QUANTIZATION = frozenset({  # the first four run on CPU too
+    "compressed-tensors", "gptq", "awq", "fp8", "modelopt", "modelopt_fp4", "mxfp4", "bitsandbytes", "torchao", "quark",
+    "auto-round",
+})  # fmt: skip
+
 
 class VLLM(OpenAIHTTP):
     kind: ClassVar[str] = "vllm"
@@ -44,7 +49,7 @@ class VLLM(OpenAIHTTP):
         logprobs=True,
         top_logprobs=20,
         adapters=Adapters.DYNAMIC,
-        quantization=frozenset({"compressed-tensors", "gptq", "awq", "fp8"}),
+        quantization=_QUANTIZATION,
         metrics=EngineMetrics(
             "/metrics", "vllm:num_requests_waiting", "vllm:num_requests_running", "vllm:kv_cache_usage_perc"
         ),

@@ -4,7 +4,3 @@ A package because much is done here that OpenAI-speaking engines do themselves. 
 a call), asked.py and prompts.py (what is wanted), contracts/ (in whose tensors), *_wire.py (how it travels), answer.py
 and choice.py (what came back).
 """
-
-from gateway.backends.triton.backend import Triton
-
-__all__ = ["Triton"]
