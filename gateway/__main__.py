@@ -1,4 +1,4 @@
-"""`penstock gateway serve|check|key|schema`: flags -> settings -> server."""
+"""`penstock gateway serve|check|engines|key|schema`: flags -> settings -> server."""
 
 import argparse
 import functools
@@ -6,6 +6,7 @@ import gc
 import json
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -14,7 +15,10 @@ import uvicorn
 from gateway.api.auth import new_key
 from gateway.api.wire import WireProtocol
 from gateway.app import App, create_app
-from gateway.backends.registry import engine_kinds
+from gateway.backends.capabilities import Adapters
+from gateway.backends.fit import misfits
+from gateway.backends.registry import backend_class, engine_kinds
+from gateway.backends.table import as_markdown, as_text, updated
 from gateway.settings import ConfigError, ServerSettings, Settings, load
 from gateway.telemetry.logs import set_up_logging
 
@@ -120,6 +124,16 @@ def check(args: argparse.Namespace) -> int:
     return 0
 
 
+def engines(args: argparse.Namespace) -> int:
+    classes = [backend_class(kind) for kind in engine_kinds()]
+    if args.update is not None:
+        page = args.update.read_text("utf-8")
+        args.update.write_text(updated(page, classes), "utf-8")
+        return 0
+    print((as_markdown if args.format == "markdown" else as_text)(classes), end="")  # noqa: T201
+    return 0
+
+
 def key(args: argparse.Namespace) -> int:
     secret, sha256 = new_key()
     print(f"key (give it to {args.name}; it cannot be shown again):\n  {secret}\n")  # noqa: T201
@@ -138,13 +152,26 @@ def _load(args: argparse.Namespace) -> Settings:
         if (value := getattr(args, name, None)) is not None:
             overrides.setdefault(section, {})[key] = value
     settings = load(args.config, overrides)
+    faults = [f"{args.config}: models.{fault}" for fault in _faults(settings)]
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return settings
+
+
+def _faults(settings: Settings) -> Iterator[str]:
+    """Deployments that cannot work, each with its key."""
     kinds = engine_kinds()
     for name, model in settings.models.items():
         for key, deployment in model.deployments.items():
+            where = f"{name}.deployments.{key}"
             if deployment.engine not in kinds:
-                where = f"{args.config}: models.{name}.deployments.{key}.engine"
-                raise ConfigError(f"{where}: no engine {deployment.engine!r}; there are: {', '.join(kinds)}")
-    return settings
+                yield f"{where}.engine: no engine {deployment.engine!r}; there are: {', '.join(kinds)}"
+                continue
+            engine = backend_class(deployment.engine)
+            if model.adapters and engine.capabilities.adapters is Adapters.NONE:
+                yield f"{name}.adapters: the engine of its deployment {key!r} ({engine.kind}) has no adapters"
+            for field, reason in misfits(engine, deployment):
+                yield f"{where}.{field}: {reason}"
 
 
 def _listen(server: ServerSettings) -> socket.socket:
@@ -169,6 +196,10 @@ def _parser() -> argparse.ArgumentParser:
     look = commands.add_parser("check", help="say what a configuration means, or what is wrong with it")
     look.add_argument("config", type=Path, help="the configuration (YAML)")
     look.set_defaults(run=check)
+    table = commands.add_parser("engines", help="what each engine can do: fields, structured outputs, checkpoints")
+    table.add_argument("--format", choices=["text", "markdown"], default="text", help="markdown is for the docs")
+    table.add_argument("--update", type=Path, metavar="PAGE", help="write the tables between the markers of this page")
+    table.set_defaults(run=engines)
     make = commands.add_parser("key", help="make an API key and the hash to configure")
     make.add_argument("name", nargs="?", default="client", help="whose key it is, as the access log will name it")
     make.set_defaults(run=key)

@@ -94,7 +94,15 @@ class Triton:
         constraints=frozenset(ConstraintKind),
         tools=True,
         logprobs=True,
-        metrics=EngineMetrics(),
+        quantization=None,
+        checkpoints=False,  # Triton serves a compiled engine; the folder is for tokenizer and template
+        needs_checkpoint=True,
+        metrics=EngineMetrics(
+            "/metrics",  # of the metrics port
+            'nv_trt_llm_request_metrics{request_type="waiting"}',
+            'nv_trt_llm_request_metrics{request_type="active"}',
+            'nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="fraction"}',
+        ),
     )
 
     def __init__(self, patience: Patience, checkpoint: Path | None = None) -> None:
