@@ -11,7 +11,7 @@ import msgspec
 
 from gateway.core.errors import InvalidRequest
 from gateway.serving.tensor_bytes import unpack
-from gateway.serving.tensors import INPUTS, Tensor
+from gateway.serving.tensors import INPUTS, Tensor, WrongTensor
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
     "BYTES": str,
@@ -112,4 +112,4 @@ def _flat(data: list[Any]) -> Iterator[Any]:
 
 
 def _wrong(name: str, message: str) -> InvalidRequest:
-    return InvalidRequest(message, param=name[:128], code="invalid_value")
+    return WrongTensor(message, param=name[:128], code="invalid_value")

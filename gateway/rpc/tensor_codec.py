@@ -9,7 +9,7 @@ from typing import Any
 from gateway.core.errors import InvalidRequest
 from gateway.protos import inference_pb2 as pb
 from gateway.serving.tensor_bytes import pack, unpack
-from gateway.serving.tensors import Tensor
+from gateway.serving.tensors import Tensor, WrongTensor
 
 _LISTS = {
     "BOOL": "bool_contents",
@@ -56,4 +56,4 @@ def put(response: pb.ModelInferResponse, outputs: Mapping[str, Tensor]) -> None:
 
 
 def _wrong(name: str, message: str) -> InvalidRequest:
-    return InvalidRequest(message, param=name[:128], code="invalid_value")
+    return WrongTensor(message, param=name[:128], code="invalid_value")

@@ -7,7 +7,7 @@ import struct
 from typing import Any
 
 from gateway.core.errors import InvalidRequest
-from gateway.serving.tensors import Tensor
+from gateway.serving.tensors import Tensor, WrongTensor
 
 _FORMATS = {"BOOL": "?", "INT32": "i", "UINT64": "Q", "FP32": "f"}
 
@@ -43,4 +43,4 @@ def _split(name: str, data: bytes) -> list[bytes]:
 
 
 def _broken(message: str, name: str) -> InvalidRequest:
-    return InvalidRequest(message, param=name[:128], code="invalid_value")
+    return WrongTensor(message, param=name[:128], code="invalid_value")

@@ -19,6 +19,10 @@ VERSION = "1"
 PLATFORM = "penstock"
 
 
+class WrongTensor(InvalidRequest):
+    """`param` is a tensor's name, not a field's of /v1/completions."""
+
+
 class Tensor(msgspec.Struct, gc=False):
     """`values` flat and row-major: bool, int, float; bytes or str for BYTES."""
 
@@ -127,7 +131,7 @@ class Reading:
         spec = INPUTS.get(name)
         if spec is None:
             names = ", ".join(INPUTS)
-            raise InvalidRequest(
+            raise WrongTensor(
                 f"Unexpected input {name[:128]!r} for the model {self.model[:128]!r}; there are: {names}.",
                 param=name[:128], code="unknown_parameter",
             )  # fmt: skip
@@ -147,7 +151,7 @@ class Reading:
     def _outputs(self) -> frozenset[str]:
         for name in self.outputs:
             if name not in OUTPUTS:
-                raise InvalidRequest(
+                raise WrongTensor(
                     f"Unexpected output {name[:128]!r} for the model {self.model[:128]!r}; there are: "
                     f"{', '.join(OUTPUTS)}.", param=name[:128], code="unknown_parameter",
                 )  # fmt: skip
@@ -210,14 +214,14 @@ def check_version(model: str, version: str) -> None:
 def in_tensor_words(error: PenstockError) -> PenstockError:
     """An error that names a field of /v1/completions, naming the tensor instead."""
     tensor = _TENSOR_OF.get(error.param or "")
-    if tensor is not None and error.param is not None:
+    if tensor is not None and error.param is not None and not isinstance(error, WrongTensor):
         error.message = error.message.replace(repr(error.param), repr(tensor))
         error.param = tensor
     return error
 
 
 def _wrong(name: str, message: str) -> InvalidRequest:
-    return InvalidRequest(message, param=name, code="invalid_value")
+    return WrongTensor(message, param=name, code="invalid_value")
 
 
 def _text(name: str, value: bytes | str) -> str:
