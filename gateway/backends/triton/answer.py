@@ -67,6 +67,7 @@ class Answer:
         """The text that `step` lets out."""
         if step.ids is not None:
             return self._take_ids(step.ids, step.logprobs)
+        self.tokens, self.logprobs = [], []
         if step.tokens is None:
             self._counts = False
             self._texts.append(step.text)

@@ -16,7 +16,7 @@ import msgspec
 from gateway.backends.capabilities import Capabilities, EngineMetrics, Tested
 from gateway.backends.constraint import ConstraintKind
 from gateway.backends.openai_http import Patience
-from gateway.backends.triton.answer import Answer
+from gateway.backends.triton.answer import Answer, Step
 from gateway.backends.triton.asked import Asked, decoded_fields, read_asked
 from gateway.backends.triton.checkpoint import read_checkpoint
 from gateway.backends.triton.choice import Choice
@@ -45,6 +45,7 @@ _WARM_UP: dict[Endpoint, dict[str, Any]] = {
     Endpoint.CHAT: {"messages": [{"role": "user", "content": "Hello"}]},
     Endpoint.COMPLETIONS: {"prompt": "Hello"},
 }
+_NOTHING = Step(tokens=0)  # a final flag alone
 
 
 class Job:
@@ -206,15 +207,10 @@ class Triton:
             infer = self._wire(replica).infer(replica, job.call, contract.tensors(answering), contract.outputs)
             async with aclosing(infer) as responses:
                 async for values, final in responses:
-                    text = ""
-                    if values:
-                        step = read(values)
-                        text = answer.take(step)
-                        finish = step.finish
-                    else:
-                        finish = None
+                    step = read(values) if values else _NOTHING
+                    text = answer.take(step)
                     if final and answer.finish is None:
-                        text += answer.end(finish)
+                        text += answer.end(step.finish)
                     if text or answer.finish is not None or answer.logprobs:
                         await take(text)
                     if answer.finish is not None and not final:

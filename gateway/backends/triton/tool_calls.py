@@ -30,10 +30,21 @@ class ToolCalls:
     `inside`: the answer begins within a call, because the prompt ended with the mark.
     """
 
-    __slots__ = ("_blanks", "_buffer", "_depth", "_escaped", "_in_string", "_state", "_steps", "calls", "is_closed")
+    __slots__ = (
+        "_before",
+        "_blanks",
+        "_buffer",
+        "_depth",
+        "_escaped",
+        "_in_string",
+        "_state",
+        "_steps",
+        "calls",
+        "is_closed",
+    )
 
     def __init__(self, *, inside: bool = False) -> None:
-        self._buffer = self._blanks = ""
+        self._buffer = self._blanks = self._before = ""
         self._state = "head" if inside else "text"
         self._steps: dict[str, Callable[[list[Piece]], bool]] = {
             "text": self._text, "head": self._head, "arguments": self._arguments, "tail": self._tail,
@@ -60,7 +71,7 @@ class ToolCalls:
             if self._blanks and not self.calls:
                 pieces.append(Piece("text", self._blanks))
         elif self._state == "head":
-            self._whole(self._buffer, pieces)
+            self._whole(self._buffer, "", pieces)
         self._buffer = self._blanks = ""
         return pieces
 
@@ -72,7 +83,7 @@ class ToolCalls:
         self._give(before, pieces)
         self._buffer = after
         if found:
-            self._state, self._blanks = "head", ""
+            self._state, self._before, self._blanks = "head", self._blanks, ""
         return bool(found)
 
     def _give(self, text: str, pieces: list[Piece]) -> None:
@@ -91,11 +102,11 @@ class ToolCalls:
         inside, closed, after = self._buffer.partition(CLOSE)
         if not closed:
             return False
-        self._whole(inside, pieces)  # written in another order, or not a call at all
+        self._whole(inside, CLOSE, pieces)  # written in another order, or not a call at all
         self._buffer, self._state, self.is_closed = after, "text", True
         return True
 
-    def _whole(self, inside: str, pieces: list[Piece]) -> None:
+    def _whole(self, inside: str, end: str, pieces: list[Piece]) -> None:
         try:
             call = msgspec.json.decode(inside)
         except msgspec.DecodeError:
@@ -104,7 +115,7 @@ class ToolCalls:
             self._begin(call["name"], pieces)
             pieces.append(Piece("arguments", msgspec.json.encode(call.get("arguments", {})).decode()))
         elif inside.strip():
-            self._give(OPEN + inside, pieces)  # the client sees what the model wrote
+            self._give(self._before + OPEN + inside + end, pieces)  # the client sees what the model wrote
 
     def _begin(self, name: str, pieces: list[Piece]) -> None:
         self.calls += 1
