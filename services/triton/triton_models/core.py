@@ -19,7 +19,8 @@ class CoreModel(Model):
 
     def read(self, values: dict[str, Array]) -> Serve:
         asked = read_request(values, self.engine.checkpoint, self.engine.context)
-        self.check_streaming("streaming", asked.streaming)
+        self.check_decoupled("streaming", asked.streaming)
+        self.check_decoupled("num_return_sequences", asked.sequences > 1)
         return lambda exchange: self._serve(exchange, asked)
 
     async def _serve(self, exchange: Exchange, asked: CoreRequest) -> None:

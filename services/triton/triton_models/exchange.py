@@ -33,10 +33,8 @@ class Exchange:
         self._respond(pb_utils.InferenceResponse(_tensors(outputs)), final=final)
 
     def finish(self) -> None:
-        """The final flag alone."""
-        if not self.over:
-            self.over = True
-            self._sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        """The final flag on a response without tensors, unless the last response has been sent."""
+        self.send([], final=True)
 
     def fail(self, error: ApiError) -> None:
         """An error as the last response."""

@@ -45,7 +45,7 @@ class LlmApiModel(Model):
 
     def read(self, values: dict[str, Array]) -> Serve:
         asked = _read(values, self.engine)
-        self.check_streaming("streaming", asked.streaming)
+        self.check_decoupled("streaming", asked.streaming)
         return lambda exchange: self._serve(exchange, asked)
 
     async def _serve(self, exchange: Exchange, asked: "_Asked") -> None:

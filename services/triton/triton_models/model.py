@@ -47,9 +47,9 @@ class Model:
         """Check the inputs of one request; how it is served. Raises ApiError."""
         raise NotImplementedError
 
-    def check_streaming(self, name: str, streaming: bool) -> None:
+    def check_decoupled(self, name: str, asks_for_several: bool) -> None:
         """Raises ApiError when several responses are asked of a model that may send one."""
-        if streaming and not self._decoupled:
+        if asks_for_several and not self._decoupled:
             raise invalid(name, f"{name!r} needs a decoupled model: set `decoupled: true` in the repository's YAML")
 
     def _accept(self, exchange: Exchange, values: dict[str, Array]) -> None:

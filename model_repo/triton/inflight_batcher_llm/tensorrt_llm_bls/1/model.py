@@ -101,6 +101,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
         given = {key: value["string_value"] for key, value in config["parameters"].items()}
+        self._decoupled = bool(config["model_transaction_policy"]["decoupled"])
         self._core = given["tensorrt_llm_model_name"]
         self._accumulate = given["accumulate_tokens"] == "true"
         self._skip_special_tokens = given["skip_special_tokens"] == "true"
@@ -123,18 +124,25 @@ class TritonPythonModel:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _serve(self, sender: Any, values: dict[str, Array]) -> None:
-        """Outermost door of one request: the final flag goes out whatever happens."""
-        try:
-            for response in self._responses(sender, values):
+        """The final flag goes out whatever happens: alone in a decoupled model, else with the only response."""
+        answers = self._answers(sender, values)
+        if self._decoupled:
+            for response in answers:
                 sender.send(response)
+            sender.send(flags=FINAL)
+        else:
+            sender.send(list(answers)[-1], flags=FINAL)
+
+    def _answers(self, sender: Any, values: dict[str, Array]) -> Any:
+        """Outermost door of one request: responses, and an error as the last of them."""
+        try:
+            yield from self._responses(sender, values)
         except Refusal as refusal:
-            sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(str(refusal), refusal.code)))
+            yield pb_utils.InferenceResponse(error=pb_utils.TritonError(str(refusal), refusal.code))
         except Exception as error:  # noqa: BLE001
             pb_utils.Logger.log_error(f"tensorrt_llm_bls: {type(error).__name__}: {error}")
             message = "the model failed while it worked on this request; see the server's log"
-            sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL)))
-        finally:
-            sender.send(flags=FINAL)
+            yield pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL))
 
     def _responses(self, sender: Any, values: dict[str, Array]) -> Any:
         """The responses to the client, as the core's come."""
@@ -148,7 +156,7 @@ class TritonPythonModel:
         texts = Texts(self._decode, values, accumulate=self._accumulate)
         self._live[inner_id] = sender
         try:
-            for outputs in _outputs(core.exec(decoupled=True)):
+            for outputs in _outputs(core.exec(decoupled=True) if self._decoupled else [core.exec()]):
                 if outputs and not texts.all_stopped:
                     yield self._response(texts, outputs)
                     if texts.all_stopped:
@@ -211,7 +219,7 @@ class TritonPythonModel:
         asked = pb_utils.InferenceRequest(
             model_name=self._core, inputs=inputs, requested_output_names=["output_ids"], request_id=inner_id
         )
-        for _ in asked.exec(decoupled=True):
+        for _ in asked.exec(decoupled=True) if self._decoupled else [asked.exec()]:
             pass
 
 
