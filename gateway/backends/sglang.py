@@ -6,7 +6,7 @@ Source: SGLang 0.5.23 `srt/entrypoints/openai/protocol.py`, `srt/entrypoints/htt
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -27,7 +27,7 @@ _QUANTIZATION = frozenset({
     "awq", "awq_marlin", "gptq", "gptq_marlin", "fp8", "mxfp4", "modelopt", "modelopt_fp8", "modelopt_fp4",
     "compressed-tensors", "bitsandbytes", "gguf", "w8a8_int8", "w8a8_fp8", "auto-round",
 })  # fmt: skip
-_SPECIAL = CONSTRAINTS | {"include_stop_str_in_output"}
+_SPECIAL = CONSTRAINTS | {"include_stop_str_in_output", "instruction"}
 
 
 class SGLang(OpenAIHTTP):
@@ -51,6 +51,8 @@ class SGLang(OpenAIHTTP):
         | {"chat_template_kwargs", "continue_final_message"},
         Endpoint.COMPLETIONS: OPENAI_FIELDS[Endpoint.COMPLETIONS] - {"best_of", "suffix"} | _EXTENSIONS,
         Endpoint.EMBEDDINGS: OPENAI_FIELDS[Endpoint.EMBEDDINGS] | {"priority"},
+        Endpoint.RERANK: frozenset({"model", "query", "documents", "top_n", "return_documents", "instruction"}),
+        Endpoint.SCORE: frozenset({"model", "query", "items", "label_token_ids", "apply_softmax", "item_first"}),
     }
 
     def upstream_model(self, replica: Replica, call: Call) -> str:
@@ -66,7 +68,23 @@ class SGLang(OpenAIHTTP):
             changed[name] = raw(value)
         if "include_stop_str_in_output" in changed:
             changed["no_stop_trim"] = changed.pop("include_stop_str_in_output")
+        if "instruction" in changed:
+            changed["instruct"] = changed.pop("instruction")
         return changed
+
+    def answer(self, call: Call, body: bytes) -> bytes:
+        """Its rerank is a bare list."""
+        if call.endpoint is not Endpoint.RERANK:
+            return body
+        ranked = msgspec.json.decode(body, type=list[_Ranked])
+        results: list[dict[str, object]] = []
+        for one in ranked:
+            document = {} if one.document is None else {"document": {"text": one.document}}
+            results.append({"index": one.index, "relevance_score": one.score, **document})
+        tokens = sum(one.meta_info.get("prompt_tokens", 0) for one in ranked if one.meta_info)
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        rerank_id = f"rerank-{call.request_id}"
+        return msgspec.json.encode({"id": rerank_id, "model": call.model, "usage": usage, "results": results})
 
     async def load_adapter(self, replica: Replica, name: str, path: str) -> None:
         await self._change(replica, "/load_lora_adapter", {"lora_name": name, "lora_path": path})
@@ -82,6 +100,13 @@ class SGLang(OpenAIHTTP):
         answer = msgspec.json.decode(body, type=_Changed)
         if not answer.success:
             raise EngineRefused(400, answer.error_message or "the engine gave no reason", type="invalid_request_error")
+
+
+class _Ranked(msgspec.Struct):
+    score: float
+    index: int
+    document: str | None = None
+    meta_info: dict[str, Any] | None = None
 
 
 class _Changed(msgspec.Struct):

@@ -99,7 +99,7 @@ class Composer:
             body = embeddings.embed(asked, self._embedding_size)
             return iter((Event(script.ttft_s, body),)), body, "stop"
         if asked.endpoint not in ("chat", "completions"):
-            native = Native(asked, script, answer_id)
+            native = Native(asked, script, answer_id, self._kind.manner)
             if asked.stream and script.junk is None:
                 return with_error_event(native.events(), script, sse), None, native.reason
             body = native.body()

@@ -163,6 +163,7 @@ ENGINES: dict[str, EngineKind] = {
         health_paths=frozenset({"/health", "/ready", "/health_generate"}),
         tokenize_path="/v1/tokenize",
         lora_prefix="",
+        paths=GENERATION_PATHS | {"/v1/rerank": "rerank"},
         answers_anyone=True,
         manner="sglang",
         labels={"engine_type": "unified", "tp_rank": "0", "pp_rank": "0", "moe_ep_rank": "0"},

@@ -20,10 +20,11 @@ encode = msgspec.json.encode
 class Native:
     """One answer. `reason`: for the books."""
 
-    def __init__(self, asked: Asked, script: Script, answer_id: str) -> None:
+    def __init__(self, asked: Asked, script: Script, answer_id: str, manner: str) -> None:
         self._asked = asked
         self._script = script
         self._id = answer_id
+        self._manner = manner
         self._answer = Answer(script, asked, None)
         self.reason = "length" if self._answer.finish_reason() == "length" else "stop"
         self.tokens = 0
@@ -112,7 +113,7 @@ class Native:
         usage = {"input_tokens": prompt, "output_tokens": self.tokens}
         return usage | {"total_tokens": prompt + self.tokens} if self._asked.endpoint == "responses" else usage
 
-    def _scored(self) -> dict[str, Any]:
+    def _scored(self) -> Any:
         """The share of words that two texts have in common."""
         asked = self._asked
         first, *others = asked.inputs
@@ -122,6 +123,11 @@ class Native:
             data = [{"index": index, "object": "score", "score": score} for index, score in enumerate(scores)]
             return {"id": self._id, "object": "list", "created": 1, "model": asked.model, "data": data, "usage": usage}
         ranked = sorted(enumerate(scores), key=lambda one: -one[1])
+        if self._manner == "sglang":  # a bare list
+            return [
+                {"score": score, "document": others[index], "index": index, "meta_info": {"prompt_tokens": 1}}
+                for index, score in ranked
+            ]
         results = [
             {"index": index, "document": {"text": others[index], "multi_modal": None}, "relevance_score": score}
             for index, score in ranked

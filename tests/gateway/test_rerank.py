@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
-from fakes import FakeHandle
+from fakes import FakeHandle, start_fake
 from gateways import GatewayHandle, config, start_gateway
 
 RERANK = {"query": "a wheel", "documents": ["a boat", "a wheel", "nothing"]}
@@ -81,3 +81,18 @@ def test_an_engines_failure_keeps_openais_shape(renamed: GatewayHandle, fake: Fa
     answer = post(renamed, "rerank", RERANK)
     assert answer.status_code == 500
     assert answer.json()["error"]["message"] == "no"
+
+
+def test_sglangs_bare_list_has_the_shape_of_the_others() -> None:
+    deployment = {"model": "m", "engine": "sglang"}
+    with (
+        start_fake("--model", "m", "--engine", "sglang") as fake,
+        start_gateway(config(fake.url, model="public", deployment=deployment)) as gateway,
+    ):
+        body = post(gateway, "rerank", {**RERANK, "instruction": "Rank."}).json()
+        assert fake.stats()["last_requests"][-1]["body"]["instruct"] == "Rank."
+    assert [result["index"] for result in body["results"]] == [1, 0, 2]
+    assert body["results"][0]["relevance_score"] == 1.0
+    assert body["results"][0]["document"] == {"text": "a wheel"}
+    assert body["model"] == "public"
+    assert body["usage"]["prompt_tokens"] == 3
