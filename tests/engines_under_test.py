@@ -55,10 +55,16 @@ class EngineUnderTest:
         return [pytest.mark.skipif(missing, reason=reason)]
 
 
+TRITON_ACTIVE = 'nv_trt_llm_request_metrics{model="tensorrt_llm",request_type="active"'
 EMBEDDED = EngineUnderTest("openvino", "openvino", "penstock_engine_num_requests_running")
 ENGINES = [
     EMBEDDED,
     EngineUnderTest("vllm", "vllm", "vllm:num_requests_running", installs="vllm"),
+    *(
+        EngineUnderTest(f"triton/{profile}", "triton", TRITON_ACTIVE, installs="triton", metrics_flag="--metrics-port")
+        for profile in ("cpu", "bls", "llmapi")
+    ),
+    EngineUnderTest("sglang", "sglang", "sglang:num_running_reqs", installs="sglang"),
 ]
 
 
@@ -99,8 +105,12 @@ def running_requests(engine: EngineUnderTest, stack: RunningStack) -> float:
     (replica,) = deployment_of(stack)["replicas"].values()
     page = f"{replica['url']}/metrics"
     if engine.metrics_flag:
-        (command,) = {line for line in stack.marked().values() if engine.metrics_flag in line}
-        page = f"http://127.0.0.1:{re.search(rf'{engine.metrics_flag}[= ]([0-9]+)', command)[1]}/metrics"
+        ports = {
+            found[1]
+            for line in stack.marked().values()
+            if (found := re.search(f"{engine.metrics_flag}[= ](\\d+)", line))
+        }
+        page = f"http://127.0.0.1:{ports.pop()}/metrics"
     with urllib.request.urlopen(page, timeout=30) as answer:
         lines = answer.read().decode().splitlines()
     found = [line for line in lines if line.startswith(engine.running) and "_by_" not in line]

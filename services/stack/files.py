@@ -37,7 +37,26 @@ def read_stack(path: Path) -> StackFile:
 
 def read_profile(name: str, shelf: Path, base: Path) -> Profile:
     """`openvino` or `vllm/cpu` from `shelf` (services/), or a path relative to `base`."""
-    return _model(Profile, find_profile(name, shelf, base))
+    path = find_profile(name, shelf, base)
+    return _validated(Profile, _extended(path, _tree(Profile, path)), path)
+
+
+def _extended(path: Path, tree: dict[str, Any]) -> dict[str, Any]:
+    """`tree` over the profile it extends: `args` after the other's command, mappings key by key, the rest instead."""
+    if "extends" not in tree:
+        return tree
+    own = {key: value for key, value in tree.items() if key not in ("extends", "args")}
+    parent = path.with_name(f"{tree['extends']}.yaml")
+    base = _tree(Profile, parent)
+    if "extends" in base:
+        raise StackError(f"{path}: extends {parent.stem!r}, which extends another itself: one step is the limit", 2)
+    merged = {key: base[key] | own[key] if _both_maps(base, own, key) else own.get(key, base.get(key))
+              for key in base.keys() | own.keys()}  # fmt: skip
+    return merged | {"command": [*(merged.get("command") or []), *(tree.get("args") or [])]}
+
+
+def _both_maps(base: dict[str, Any], own: dict[str, Any], key: str) -> bool:
+    return isinstance(base.get(key), dict) and isinstance(own.get(key), dict)
 
 
 def find_profile(name: str, shelf: Path, base: Path) -> Path:
@@ -59,6 +78,10 @@ def _usual(folder: Path) -> str:
 
 
 def _model(kind: type[M], path: Path) -> M:
+    return _validated(kind, _tree(kind, path), path)
+
+
+def _tree(kind: type[BaseModel], path: Path) -> dict[str, Any]:
     try:
         tree = yaml.load(path.read_text("utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506  (a SafeLoader)
     except OSError as error:
@@ -69,6 +92,10 @@ def _model(kind: type[M], path: Path) -> M:
         raise StackError(f"{path} is not YAML: {' '.join(str(error).split())}", 2) from error
     if not isinstance(tree, dict):
         raise StackError(f"{path} holds no mapping; it begins with one of: {', '.join(kind.model_fields)}", 2)
+    return tree
+
+
+def _validated(kind: type[M], tree: dict[str, Any], path: Path) -> M:
     try:
         return kind.model_validate(tree)
     except ValidationError as error:

@@ -80,7 +80,7 @@ class Stack:
         config_path = write_config(self._place.run, config)
         checked = asyncio.create_task(self._check_gateway(config_path))
         try:
-            await unless_failed(checked, self._start_engines(engines, on_ports))
+            await unless_failed(checked, self._start_engines(engines, on_ports, checked))
             await unless_stopped(self._stop, checked)
         finally:
             await abandon(checked)
@@ -90,10 +90,14 @@ class Stack:
         self._screen.end_progress()
         self._announce(config)
 
-    async def _start_engines(self, engines: list[ServedEngine], on_ports: dict[str, list[plan.Ports]]) -> None:
+    async def _start_engines(
+        self, engines: list[ServedEngine], on_ports: dict[str, list[plan.Ports]], checked: asyncio.Task[None]
+    ) -> None:
+        """Set-ups and downloads go on while the gateway judges its configuration; no engine starts before it has."""
         self._screen.start_progress()
         await self._set_up(engines)
         checkpoints = {engine.name: await self._fetch(engine) for engine in engines if engine.needs_fetch}
+        await asyncio.shield(checked)
         for engine in engines:
             checkpoint = checkpoints.get(engine.name)
             for spec in plan.replica_specs(engine, self._place, on_ports[engine.name], self._environ, checkpoint):

@@ -46,6 +46,7 @@ class Stop(Strict):
 class Profile(Strict):
     """services/ENGINE/profiles/NAME.yaml: how to set up, launch, probe and stop one engine.
 
+    A file may begin with `extends: OTHER`, a profile of the same folder, and hold only what differs (files.py).
     `setup`, `fetch`, `command` and `env` may hold {python} {root} {venv} {checkpoint} {name} {host} {port} {cache},
     and {port_NAME} for every NAME of `ports`; `url` may hold {host} and the ports.
     """

@@ -271,7 +271,7 @@ def test_eight_streams_run_at_once(client: OpenAI) -> None:
 
     def one(index: int) -> None:
         stream = client.chat.completions.create(
-            model=MODEL, messages=QUESTION, stream=True, max_tokens=300, seed=index, extra_body={"ignore_eos": True}
+            model=MODEL, messages=QUESTION, stream=True, max_tokens=1500, seed=index, extra_body={"ignore_eos": True}
         )
         for position, chunk in enumerate(stream):
             if position == 2 and chunk.choices:

@@ -84,6 +84,32 @@ def test_a_wrong_profile_is_refused_with_the_key(tmp_path: Path, line: str, comp
     assert complaint in str(refusal.value)
 
 
+def test_a_profile_that_extends_another_says_only_what_differs(tmp_path: Path) -> None:
+    (tmp_path / "cpu.yaml").write_text("engine: vllm\ndescription: d\ncommand: [x, -a]\nenv: {A: 1, B: 1}\nhub: true\n")
+    (tmp_path / "lora.yaml").write_text("extends: cpu\ndescription: with adapters\nargs: [-b]\nenv: {B: 2}\n")
+    profile = read_profile("lora.yaml", SHELF, tmp_path)
+    assert profile.command == ["x", "-a", "-b"]
+    assert profile.env == {"A": "1", "B": "2"}
+    assert (profile.engine, profile.description, profile.hub) == ("vllm", "with adapters", True)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("extends: none", "none.yaml: No such file"),
+        ("extends: loop", "one step is the limit"),
+        ("extends: base\ncomand: []", "comand: unknown key; did you mean command?"),
+    ],
+)
+def test_a_profile_that_extends_wrongly_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
+    (tmp_path / "base.yaml").write_text("engine: vllm\ndescription: d\ncommand: [x]\n")
+    (tmp_path / "loop.yaml").write_text("extends: base\n")
+    (tmp_path / "p.yaml").write_text(f"{text}\n")
+    with pytest.raises(StackError) as refusal:
+        read_profile("p.yaml", SHELF, tmp_path)
+    assert complaint in str(refusal.value)
+
+
 @pytest.mark.parametrize(
     "path", sorted(SHELF.glob("*/profiles/*.yaml")), ids=lambda p: f"{p.parent.parent.name}/{p.stem}"
 )
@@ -95,7 +121,7 @@ def test_every_shipped_profile_can_be_read_and_filled(path: Path, tmp_path: Path
     on = {"port": 8123} | {f"port_{name}": 8124 + index for index, name in enumerate(engine.profile.ports)}
     [spec] = replica_specs(engine, place, [on], {})
     line = " ".join(spec.command)
-    assert (str(tmp_path / "ckpt") in line) == ("{checkpoint}" in path.read_text())
+    assert (str(tmp_path / "ckpt") in line) == any("{checkpoint}" in word for word in engine.profile.command)
     assert "8123" in line
     assert not any(f"{{{word}}}" in line for word in ("checkpoint", "port", "host", "name", "venv", "python"))
 
