@@ -49,6 +49,10 @@ class Answers:
                 left -= event.finish is not None
                 yield index, event
 
+    def has_more(self, index: int) -> bool:
+        """Whether the next delta of `index` is there already: a slow way out may take both at once."""
+        return any(waiting == index for waiting, _ in self._arrived)
+
     def _job(self, prompt: list[int], choice: int, index: int) -> Job:
         def deliver(event: Delta | ApiError) -> None:
             self._arrived.append((index, event))

@@ -3,6 +3,8 @@
 Shapes as TensorRT-LLM's: B = 1 (one prompt a request), K = 1 (beams), n = new tokens of this response.
 """
 
+import asyncio
+
 import numpy as np
 
 from openvino_engine.answer import Answers
@@ -33,9 +35,10 @@ class CoreModel(Model):
             left = asked.sequences
             async for index, delta in answers.deltas():
                 left -= delta.finish is not None
-                outputs = sequences[index].take(delta)
+                outputs = sequences[index].take(delta, more_waits=answers.has_more(index))
                 if outputs:
                     exchange.send(outputs, final=left == 0)
+                    await asyncio.sleep(0)  # sending blocks for longer than a step takes: the others' turn
 
 
 class _Sequence:
@@ -47,12 +50,12 @@ class _Sequence:
         self._held = Delta()
         self._cumulative = 0.0
 
-    def take(self, delta: Delta) -> Named:
-        """The outputs of the next response; empty when there is none yet."""
+    def take(self, delta: Delta, *, more_waits: bool) -> Named:
+        """The outputs of the next response; empty when there is none yet, or the next step can go with it."""
         self._held.tokens += delta.tokens
         self._held.logprobs += delta.logprobs
         self._cumulative += sum(delta.logprobs)
-        if not self._asked.streaming and delta.finish is None:
+        if delta.finish is None and (more_waits or not self._asked.streaming):
             return []
         held, self._held = self._held, Delta()
         return self._outputs(held)

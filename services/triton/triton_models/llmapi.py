@@ -4,6 +4,7 @@ Source: TensorRT-LLM, triton_backend/all_models/llmapi/tensorrt_llm (model.py, h
 those of its SamplingParams: 32 tokens, greedy unless temperature, top_p or top_k is given.
 """
 
+import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,9 @@ class LlmApiModel(Model):
             answers.submit([asked.prompt], 1)
             async for _, delta in answers.deltas():
                 said.add(delta)
-                if asked.streaming or delta.finish is not None:
+                if delta.finish is not None or (asked.streaming and not answers.has_more(0)):
                     exchange.send(said.outputs(delta), final=delta.finish is not None)
+                    await asyncio.sleep(0)  # sending blocks for longer than a step takes: the others' turn
 
 
 @dataclass(frozen=True, slots=True)
