@@ -1,9 +1,12 @@
 """The real tritonserver with TensorRT-LLM's legacy contract on CPU, through the official client and HTTP."""
 
+import concurrent.futures
 import itertools
 import json
+import os
 import re
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -352,7 +355,32 @@ def test_sigterm_ends_the_server_and_its_models(tmp_path: Path) -> None:
         triton.client.close()  # the server would wait for an idle connection until its grace is over
         triton.process.send_signal(signal.SIGTERM)
         assert triton.process.wait(60) == 0
-        assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+        deadline_s = time.monotonic() + 30
+        while left := [pid for pid in children if Path(f"/proc/{pid}").exists()]:
+            assert time.monotonic() < deadline_s, left
+            time.sleep(0.05)
+
+
+def test_a_model_whose_process_is_lost_ends_the_server_and_its_open_streams(tmp_path: Path) -> None:
+    with running_triton("cpu.yaml", tmp_path) as triton:
+        core = next(pid for pid in _children(triton.process.pid) if b"/tensorrt_llm/1/model.py" in _command_line(pid))
+        asked = {"input_ids": [1, 2], "input_lengths": 2, "request_output_len": 1900, "streaming": True, "end_id": -1}
+        stream = {"model": "tensorrt_llm", "inputs": asked}
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            talking = pool.submit(triton.talk, *[stream] * 8)
+            deadline_s = time.monotonic() + 60
+            while triton.requests("active") < 8:
+                assert time.monotonic() < deadline_s
+            os.kill(core, signal.SIGKILL)
+            events = talking.result()
+        assert triton.process.wait(60) == -signal.SIGKILL
+        last = {event["call"]: event for event in events}
+        assert len(last) == 8
+        assert any("error" in event for event in last.values())
+
+
+def _command_line(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def _children(pid: int) -> list[int]:

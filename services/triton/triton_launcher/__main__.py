@@ -55,7 +55,7 @@ def _serve(args: argparse.Namespace) -> int:
     listen.require_free()
     out = (args.out or scratch / "models").absolute()
     models = render(repository, SHELF, out, args.cache_dir)
-    become(command(server, out, models, listen, args.grace_s), server.environment(dict(os.environ)))
+    become(command(server, out, models, listen, args.grace_s), server.environment(dict(os.environ)), listen.http_url)
     return 0
 
 

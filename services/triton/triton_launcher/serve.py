@@ -1,17 +1,20 @@
 """The command line of tritonserver: explicit models, three ports, a clean end. The process becomes the server.
 
-Becoming it (exec) rather than watching it: signals and the exit code are then the server's own. SIGTERM lets running
-requests finish for `grace_s`, then models are unloaded.
+Becoming it (exec) rather than keeping it: signals and the exit code are then the server's own. SIGTERM lets running
+requests finish for `grace_s`, then models are unloaded. What a server cannot notice by itself watch.py does, its child.
 """
 
 import os
 import socket
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from triton_launcher.errors import LauncherError
 from triton_launcher.server import Server
+
+_WATCH = Path(__file__).with_name("watch.py")
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,12 @@ class Listen:
     grpc_port: int
     http_port: int
     metrics_port: int
+
+    @property
+    def http_url(self) -> str:
+        """Where this machine reaches the HTTP port."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
+        return f"http://[{host}]:{self.http_port}" if ":" in host else f"http://{host}:{self.http_port}"
 
     def require_free(self) -> None:
         """Raises LauncherError naming the first port that is taken: the server's own words are hard to find."""
@@ -58,9 +67,10 @@ def command(server: Server, repository: Path, models: tuple[str, ...], listen: L
     ]
 
 
-def become(argv: list[str], environment: dict[str, str]) -> None:
+def become(argv: list[str], environment: dict[str, str], http_url: str) -> None:
     """Replace this process. Raises LauncherError when the binary does not start at all."""
     sys.stdout.flush()
+    subprocess.Popen([sys.executable, "-I", "-S", str(_WATCH), http_url], stdin=subprocess.DEVNULL)  # noqa: S603
     try:
         os.execve(argv[0], argv, environment)  # noqa: S606
     except OSError as error:

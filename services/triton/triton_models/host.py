@@ -21,6 +21,7 @@ from triton_models.exchange import Exchange
 _log = logging.getLogger(__name__)
 _POLL_S = 0.1  # TensorRT-LLM's cancellation_check_period_ms
 _STOP_S = 10.0
+_LAST_WORDS_S = 1.0
 _EXIT_ENGINE_DIED = 70
 
 Serve = Callable[[Exchange], Coroutine[Any, Any, None]]
@@ -98,9 +99,10 @@ class EngineHost:
         await self.engine.grammar.aclose()
 
     def _engine_died(self) -> None:
-        """The server starts another process for this model at its next request; this one can serve nothing."""
+        """This process can serve nothing any more. Its requests get their errors, then the launcher's watch.py sees it
+        gone and ends the server."""
         _log.critical("the engine loop is dead, the model ends: %s", self.engine.loop.failure)
-        os._exit(_EXIT_ENGINE_DIED)
+        self._events.call_later(_LAST_WORDS_S, os._exit, _EXIT_ENGINE_DIED)
 
     # ---- the watcher's thread ----
 
