@@ -18,8 +18,8 @@ from gateway.app import App, create_app
 from gateway.backends.capabilities import Adapters
 from gateway.backends.fit import misfits
 from gateway.backends.registry import backend_class, engine_kinds
-from gateway.backends.table import as_markdown, as_text, updated
-from gateway.settings import ConfigError, ServerSettings, Settings, load
+from gateway.backends.table import as_json, as_markdown, as_text, updated
+from gateway.settings import ConfigError, RpcSettings, ServerSettings, Settings, load
 from gateway.telemetry.logs import set_up_logging
 
 EXAMPLE = """\
@@ -85,6 +85,15 @@ def serve(args: argparse.Namespace) -> int:
     app = create_app(settings)
     server = settings.server
     try:
+        if settings.rpc.port:  # gRPC binds its port itself, and says less when it cannot
+            _listen(settings.rpc).close()
+    except OSError as error:
+        print(  # noqa: T201
+            f"penstock gateway: cannot listen for gRPC on {settings.rpc.host}:{settings.rpc.port}: {error.strerror}",
+            file=sys.stderr,
+        )
+        return 1
+    try:
         listener = _listen(server)
     except OSError as error:
         print(f"penstock gateway: cannot listen on {server.host}:{server.port}: {error.strerror}", file=sys.stderr)  # noqa: T201
@@ -130,7 +139,8 @@ def engines(args: argparse.Namespace) -> int:
         page = args.update.read_text("utf-8")
         args.update.write_text(updated(page, classes), "utf-8")
         return 0
-    print((as_markdown if args.format == "markdown" else as_text)(classes), end="")  # noqa: T201
+    write = {"text": as_text, "markdown": as_markdown, "json": as_json}[args.format]
+    print(write(classes), end="")  # noqa: T201
     return 0
 
 
@@ -174,9 +184,10 @@ def _faults(settings: Settings) -> Iterator[str]:
                 yield f"{where}.{field}: {reason}"
 
 
-def _listen(server: ServerSettings) -> socket.socket:
+def _listen(server: ServerSettings | RpcSettings) -> socket.socket:
     family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
-    return socket.create_server((server.host, server.port), family=family, backlog=server.backlog)
+    backlog = server.backlog if isinstance(server, ServerSettings) else None
+    return socket.create_server((server.host, server.port or 0), family=family, backlog=backlog)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -197,7 +208,9 @@ def _parser() -> argparse.ArgumentParser:
     look.add_argument("config", type=Path, help="the configuration (YAML)")
     look.set_defaults(run=check)
     table = commands.add_parser("engines", help="what each engine can do: fields, structured outputs, checkpoints")
-    table.add_argument("--format", choices=["text", "markdown"], default="text", help="markdown is for the docs")
+    table.add_argument(
+        "--format", choices=["text", "markdown", "json"], default="text", help="for people, docs, programs"
+    )
     table.add_argument("--update", type=Path, metavar="PAGE", help="write the tables between the markers of this page")
     table.set_defaults(run=engines)
     make = commands.add_parser("key", help="make an API key and the hash to configure")

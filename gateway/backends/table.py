@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
+import msgspec
+
 from gateway.backends.base import Backend
 from gateway.backends.constraint import ConstraintKind
 from gateway.backends.openai_http import IDENTIFIERS
@@ -101,6 +103,16 @@ def as_text(engines: Sequence[Engine]) -> str:
 
 def as_markdown(engines: Sequence[Engine]) -> str:
     return "\n".join(f"### {title}\n\n{_markdown(rows(engines))}" for title, rows in TABLES)
+
+
+def as_json(engines: Sequence[Engine]) -> str:
+    """For programs: the capabilities of each kind, and the fields it takes at each endpoint."""
+    table = {
+        engine.kind: msgspec.to_builtins(engine.capabilities)
+        | {"fields": {end: engine.fields[end] for end in engine.fields}}
+        for engine in engines
+    }
+    return msgspec.json.encode(table, order="deterministic").decode() + "\n"
 
 
 def updated(page: str, engines: Sequence[Engine]) -> str:
