@@ -125,6 +125,7 @@ def write_stack(
 ) -> Path:
     """A stack of one fake engine. `shell` runs first in the engine's process, $1 is its folder, $2 its port."""
     (folder / "checkpoint").mkdir(exist_ok=True)
+    (folder / "checkpoint" / "config.json").write_text("{}")
     serve = 'exec "$3" -m fake_engine --host 127.0.0.1 --port "$2" --model fake'
     (folder / "script.sh").write_text(f"{shell}\n{serve}\n")
     (folder / "profile.yaml").write_text(

@@ -1,4 +1,4 @@
-"""Seven shapes of engine errors, read into one. Clients of the gateway only ever see OpenAI's.
+"""Eight shapes of engine errors, read into one. Clients of the gateway only ever see OpenAI's.
 
 | source                    | body                                                    |
 |---------------------------|---------------------------------------------------------|
@@ -7,6 +7,7 @@
 | SGLang, trtllm-serve      | {"object": "error", message, type, param, code}         |
 | LightLLM                  | {"message": "text"}, HTTP 417                           |
 | Anthropic routes          | {"type": "error", "error": {type, message}}             |
+| SGLang's adapter routes   | {"success": false, "error_message": "text"}             |
 | bare FastAPI              | {"detail": ...}, HTTP 422 or 404                        |
 | anything else             | text                                                    |
 """
@@ -80,7 +81,7 @@ def _read(body: bytes) -> tuple[str, str | None, str | None, str | None]:
     error: Any = parsed.get("error", parsed)
     if not isinstance(error, dict):
         return str(error)[:MESSAGE_LIMIT], None, None, None
-    message = error.get("message", error.get("detail", ""))
+    message = error.get("message", error.get("detail", error.get("error_message", "")))
     if not isinstance(message, str):
         message = msgspec.json.encode(message).decode()
     return message[:MESSAGE_LIMIT], _text(error.get("type")), _text(error.get("param")), _code(error.get("code"))

@@ -90,11 +90,18 @@ def _card(engine: "Engine", name: str) -> dict[str, Any]:
 
 def _adapt(engine: "Engine", request: Request) -> Answered:
     """vLLM answers in plain text (docs: contracts of its LoRA routes), SGLang with the list of what is loaded."""
-    words = engine.adapters.operate(request.path, bytes(request.body))
+    adapters = engine.adapters
     if engine.kind.lora_prefix:
-        return 200, words.encode(), "text/plain; charset=utf-8"
-    answer = {"success": True, "error_message": "", "loaded_adapters": engine.adapters.loaded}
-    return 200, msgspec.json.encode(answer), JSON
+        return 200, adapters.operate(request.path, bytes(request.body)).encode(), "text/plain; charset=utf-8"
+    fault = None
+    try:
+        adapters.operate(request.path, bytes(request.body))
+    except RequestError as error:
+        fault = error
+    answer = {
+        "success": fault is None, "error_message": fault.message if fault else "", "loaded_adapters": adapters.loaded
+    }  # fmt: skip
+    return 200 if fault is None else 400, msgspec.json.encode(answer), JSON
 
 
 def _tokenize(engine: "Engine", request: Request) -> Answered:

@@ -291,6 +291,16 @@ def test_a_mistake_in_the_gateways_part_is_told_before_engines_are_waited_for(tm
         stack.assert_nothing_stays()
 
 
+def test_a_checkpoint_the_engine_cannot_serve_is_told_before_the_engine_is_started(tmp_path: Path, port: int) -> None:
+    path = write_stack(tmp_path, port, shell="sleep 600")
+    (tmp_path / "checkpoint" / "penstock.json").write_text('{"method": "slicegpt"}')
+    with stack_of(tmp_path, str(path)) as stack:
+        assert stack.exit_code() == 1
+        assert "cannot be served by vllm, because its weights have sliced (SliceGPT)" in stack.output
+        assert not (stack.run_dir / "logs" / "fake.log").exists()
+        stack.assert_nothing_stays()
+
+
 def test_the_same_stack_twice_is_refused(tmp_path: Path, port: int) -> None:
     path = str(write_stack(tmp_path, port))
     with stack_of(tmp_path, path) as first:
