@@ -45,6 +45,9 @@ class _Models(msgspec.Struct):
     data: list[dict[str, object]] = []
 
 
+_UNLIKE = TYPED | {Endpoint.RERANK, Endpoint.SCORE}
+"""Endpoints whose answers do not look like chat's."""
+
 _DECODE_ANSWER = msgspec.json.Decoder(_Answer).decode
 _DECODE_MODELS = msgspec.json.Decoder(_Models).decode
 
@@ -169,7 +172,7 @@ class OpenAIHTTP:
         return fields
 
     def answer(self, call: Call, body: bytes) -> bytes:  # noqa: ARG002
-        """A whole answer in the shape clients know; nearly always `body` itself. May raise what msgspec raises."""
+        """A rerank or a score in the shape clients know; mostly `body` itself. May raise what msgspec raises."""
         return body
 
     # ---- one attempt ----
@@ -233,16 +236,18 @@ class OpenAIHTTP:
         )
 
     def _reply(self, body: bytes, replica: Replica, call: Call) -> Reply:
+        upstream = self.upstream_model(replica, call)
+        if upstream != call.model:
+            for old, new in model_renames(upstream, call.model):
+                body = body.replace(old, new, 1)
         try:
-            if call.endpoint in TYPED:
-                return read_answer(self._renamed(body, replica, call))
-            body = self.answer(call, body)
+            if call.endpoint in _UNLIKE:
+                return self._unlike_reply(body, call)
             answer = _DECODE_ANSWER(body)
         except NOT_JSON as error:
             raise UpstreamError(f"The engine's answer is not the JSON it should be: {error}.") from None
         if answer.error:
             raise engine_error(502, body)
-        body = self._renamed(body, replica, call)
         reasons = [choice.finish_reason for choice in answer.choices if choice.finish_reason]
         if ABORTED in reasons:
             raise aborted()
@@ -250,12 +255,14 @@ class OpenAIHTTP:
             body = own_reasoning(body)
         return Reply(body, answer.usage, reasons)
 
-    def _renamed(self, body: bytes, replica: Replica, call: Call) -> bytes:
-        upstream = self.upstream_model(replica, call)
-        if upstream != call.model:
-            for old, new in model_renames(upstream, call.model):
-                body = body.replace(old, new, 1)
-        return body
+    def _unlike_reply(self, body: bytes, call: Call) -> Reply:
+        if call.endpoint in TYPED:
+            return read_answer(body)
+        body = self.answer(call, body)
+        answer = _DECODE_ANSWER(body)
+        if answer.error:
+            raise engine_error(502, body)
+        return Reply(body, answer.usage)
 
     async def _get(self, replica: Replica, path: str) -> tuple[int, bytes]:
         pool = self._pool(replica)
