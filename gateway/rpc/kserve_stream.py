@@ -10,7 +10,7 @@ from dataclasses import replace
 from time import monotonic
 
 from gateway.core.call import Endpoint
-from gateway.core.errors import ClientTooSlow, PenstockError
+from gateway.core.errors import ClientTooSlow, Draining, PenstockError
 from gateway.protos import inference_pb2 as pb
 from gateway.rpc.entrance import Entrance
 from gateway.rpc.tensor_codec import put, tensors_of
@@ -42,7 +42,12 @@ class InferStream:
         async with asyncio.TaskGroup() as group:
             reading = group.create_task(self._read(requests, group))
             self._tasks.add(reading)
-            with self._entrance.on_drain(reading.cancel):
+
+            def leave() -> None:
+                self.error = Draining("The gateway is shutting down; use another one.")
+                reading.cancel()
+
+            with self._entrance.on_drain(leave):
                 await asyncio.wait({reading})
 
     async def _read(self, requests: AsyncIterator[pb.ModelInferRequest], group: asyncio.TaskGroup) -> None:
