@@ -31,7 +31,8 @@ CODES = {"BOOL": "?", "INT32": "i", "UINT32": "I", "UINT64": "Q", "FP32": "f"}
 
 @dataclass
 class Script:
-    """`answer` is said token by token, `itl_s` apart; `pieces` instead of it: the texts of text responses, as they are.
+    """`answer` is said token by token, `itl_s` apart; `pieces` instead of it: the texts of text responses as they are,
+    `repeat` times over.
 
     After `after` responses `fault` happens: error (with `code`, else as error_message), silence, break (the stream ends
     as if all were well), die (the process). `final`: empty response or flag on the last one. `ready`: loaded or not.
@@ -49,6 +50,7 @@ class Script:
     ready: bool = True
     batch: int = 1
     padding: int = 0
+    repeat: int = 1
 
 
 @dataclass
@@ -146,9 +148,12 @@ class Service(rpc.GRPCInferenceServiceServicer):
     def _steps(self, asked: dict[str, Any], script: Script) -> list[dict[str, tuple[str, list[int], list[Any]]]]:
         """The outputs of each response, as the contract has them."""
         if script.pieces is not None:
-            return [{"text_output": ("BYTES", [1, 1], [piece])} for piece in script.pieces]
+            counts = {"num_output_tokens": ("INT32", [1, 1], [1])}
+            return [{"text_output": ("BYTES", [1, 1], [piece]), **counts} for piece in script.pieces * script.repeat]
         ids = script.ids or self.tokenizer.encode(script.answer, add_special_tokens=False).ids
         most = asked.get("request_output_len") or asked.get("max_tokens") or asked.get("sampling_param_max_tokens")
+        if "sampling_parameters" in asked:
+            most = [json.loads(asked["sampling_parameters"][0])["max_tokens"]]
         ids = ids[: most[0]] if most else ids
         streams = (asked.get("streaming") or asked.get("stream") or [True])[0]
         groups = [ids[begin : begin + script.batch] for begin in range(0, len(ids), script.batch)] if streams else [ids]
@@ -171,6 +176,8 @@ class Service(rpc.GRPCInferenceServiceServicer):
                 outputs["num_output_tokens"] = ("INT32", [1, 1], [len(group)])
             else:
                 last = place == len(groups) - 1
+                if self.contract == "vllm":  # counts the end token, unlike the others
+                    outputs["num_output_tokens"] = ("UINT32", [1], [len(group) + (last and ended)])
                 outputs["finish_reason"] = ("BYTES", [1], [("stop" if ended else "length") if last else "None"])
             steps.append(outputs)
         return steps

@@ -44,6 +44,7 @@ FASTERTRANSFORMER_OUTPUTS: Tensors = {
 VLLM: Tensors = {
     "text_input": ("BYTES", [1]), "stream": ("BOOL", [1]), "sampling_parameters": ("BYTES", [1]),
     "exclude_input_in_output": ("BOOL", [1]), "return_finish_reason": ("BOOL", [1]),
+    "return_num_output_tokens": ("BOOL", [1]),
 }  # fmt: skip
 
 MODELS: dict[str, tuple[Tensors, Tensors, dict[str, str]]] = {
@@ -52,7 +53,7 @@ MODELS: dict[str, tuple[Tensors, Tensors, dict[str, str]]] = {
     "ensemble": (LEGACY, LEGACY_OUTPUTS, {}),
     "llmapi": (LLMAPI, LLMAPI_OUTPUTS, {}),
     "fastertransformer": (FASTERTRANSFORMER, FASTERTRANSFORMER_OUTPUTS, {}),
-    "vllm": (VLLM, LLMAPI_OUTPUTS, {}),
+    "vllm": (VLLM, LLMAPI_OUTPUTS | {"num_output_tokens": ("UINT32", [-1])}, {}),
     "image": ({"pixels": ("FP32", [-1, 3, 224, 224])}, {"label": ("BYTES", [-1])}, {}),
 }
 """By the name that --contract takes; `image` is no text model."""

@@ -14,10 +14,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from gateways import config
+import httpx
+
+from gateways import GatewayHandle, config
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "model_repo/checkpoints/starter"
+HELLO = [{"role": "user", "content": "hello"}]
 READY = "fake triton ready on "
 
 
@@ -90,3 +93,36 @@ class FakeTriton:
 def start_triton(contract: str = "core", port: int = 0) -> FakeTriton:
     """RuntimeError when it does not start. `port`: a fixed one, to come back after a death."""
     return FakeTriton(contract, port)
+
+
+# ---- asking through the gateway ----
+
+
+def post(gateway: GatewayHandle, path: str = "chat/completions", **fields: Any) -> httpx.Response:
+    given = {"model": "m", "temperature": 0} | ({"messages": HELLO} if path.startswith("chat") else {})
+    return httpx.post(f"{gateway.url}/v1/{path}", json=given | fields, timeout=20)
+
+
+def chat(gateway: GatewayHandle, **fields: Any) -> dict[str, Any]:
+    answer = post(gateway, **fields)
+    assert answer.status_code == 200, answer.text
+    body: dict[str, Any] = answer.json()
+    return body
+
+
+def events(gateway: GatewayHandle, path: str = "chat/completions", **fields: Any) -> list[dict[str, Any]]:
+    answer = post(gateway, path, **{"stream": True, "stream_options": {"include_usage": True}} | fields)
+    assert answer.status_code == 200, answer.text
+    blocks = answer.text.split("\n\n")
+    assert blocks[-2:] == ["data: [DONE]", ""]
+    return [json.loads(block.removeprefix("data: ")) for block in blocks[:-2]]
+
+
+def refusal(answer: httpx.Response) -> tuple[int, str | None, str | None]:
+    error = answer.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    return answer.status_code, error["param"], error["code"]
+
+
+def content(events: list[dict[str, Any]]) -> str:
+    return "".join(event["choices"][0]["delta"].get("content") or "" for event in events if event["choices"])

@@ -10,9 +10,8 @@ import pytest
 from openai import OpenAI
 
 from gateways import GatewayHandle, start_gateway
-from tritons import FakeTriton, start_triton
+from tritons import HELLO, FakeTriton, chat, content, events, post, refusal, start_triton
 
-HELLO = [{"role": "user", "content": "hello"}]
 TOOL = {
     "type": "function",
     "function": {
@@ -38,36 +37,6 @@ def triton(shared: tuple[FakeTriton, GatewayHandle]) -> FakeTriton:
 @pytest.fixture
 def gateway(shared: tuple[FakeTriton, GatewayHandle]) -> GatewayHandle:
     return shared[1]
-
-
-def post(gateway: GatewayHandle, path: str = "chat/completions", **fields: Any) -> httpx.Response:
-    given = {"model": "m", "temperature": 0} | ({"messages": HELLO} if path.startswith("chat") else {})
-    return httpx.post(f"{gateway.url}/v1/{path}", json=given | fields, timeout=20)
-
-
-def chat(gateway: GatewayHandle, **fields: Any) -> dict[str, Any]:
-    answer = post(gateway, **fields)
-    assert answer.status_code == 200, answer.text
-    body: dict[str, Any] = answer.json()
-    return body
-
-
-def events(gateway: GatewayHandle, path: str = "chat/completions", **fields: Any) -> list[dict[str, Any]]:
-    answer = post(gateway, path, **{"stream": True, "stream_options": {"include_usage": True}} | fields)
-    assert answer.status_code == 200, answer.text
-    blocks = answer.text.split("\n\n")
-    assert blocks[-2:] == ["data: [DONE]", ""]
-    return [json.loads(block.removeprefix("data: ")) for block in blocks[:-2]]
-
-
-def refusal(answer: httpx.Response) -> tuple[int, str | None, str | None]:
-    error = answer.json()["error"]
-    assert error.keys() == {"message", "type", "param", "code"}
-    return answer.status_code, error["param"], error["code"]
-
-
-def content(events: list[dict[str, Any]]) -> str:
-    return "".join(event["choices"][0]["delta"].get("content") or "" for event in events if event["choices"])
 
 
 # ---- shapes ----

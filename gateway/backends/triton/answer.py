@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from gateway.backends.triton.asked import Ending
 from gateway.backends.triton.checkpoint import Checkpoint
-from gateway.backends.triton.text import Detokenizer, overlap
+from gateway.backends.triton.text import Detokenizer, encode, overlap
 
 
 class Step(NamedTuple):
@@ -27,7 +27,7 @@ class Step(NamedTuple):
 
 
 class Answer:
-    """`take` every step, `end` when the engine says no more; over once `finish` is set.
+    """`take` every step, `recount` and `end` when the engine says no more; over once `finish` is set.
 
     `tokens` and `logprobs` are the last step's, as far as they belong to the answer; the end token does.
     """
@@ -77,11 +77,11 @@ class Answer:
 
     def end(self, finish: str | None = None) -> str:
         """The engine is done: the text still held back. `finish` is its own reason, where it gives one."""
-        self._recount()
         if self.finish is None:
             self.finish = finish or ("length" if self.count >= self._max_tokens else "stop")
-            if self.finish == "stop" and self.count < self._max_tokens and not self._end_is_counted:
-                self.count += 1  # the end token, which such engines leave out and everybody counts
+            is_left_out = not (self._counts and self._end_is_counted)
+            if self.finish == "stop" and self.count < self._max_tokens and is_left_out:
+                self.count += 1  # the end token: everybody counts it, also where the engine does not show it
         return self._flush()
 
     def _take_ids(self, ids: Sequence[int], logprobs: Sequence[float]) -> str:
@@ -116,7 +116,6 @@ class Answer:
         if hits:
             at, _, stop = min(hits)
             self.finish, self.stop_reason, self._held = "stop", stop, ""
-            self._recount()
             return text[:at] + (stop if ending.include_string else "")
         keep = max([overlap(text, stop) for stop in ending.strings])
         self._held = text[len(text) - keep :]
@@ -128,6 +127,7 @@ class Answer:
         rest, self._held = self._held + self._detokenizer.flush(), ""
         return rest
 
-    def _recount(self) -> None:
+    async def recount(self) -> None:
+        """Once all steps were taken and before `end`: count the tokens where the engine did not."""
         if not self._counts:
-            self.count = len(self._checkpoint.tokens.encode("".join(self._texts)))
+            self.count = len(await encode(self._checkpoint.tokens, "".join(self._texts)))

@@ -209,6 +209,8 @@ class Triton:
                 async for values, final in responses:
                     step = read(values) if values else _NOTHING
                     text = answer.take(step)
+                    if final or answer.finish is not None:
+                        await answer.recount()
                     if final and answer.finish is None:
                         text += answer.end(step.finish)
                     if text or answer.finish is not None or answer.logprobs:

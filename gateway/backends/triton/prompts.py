@@ -1,6 +1,5 @@
 """The prompts of a call, rendered and tokenized here, and checked against the model's context."""
 
-import asyncio
 from typing import Any, NamedTuple
 
 import msgspec
@@ -9,12 +8,11 @@ from gateway.backends.triton.asked import Asked
 from gateway.backends.triton.checkpoint import Checkpoint
 from gateway.backends.triton.messages import read_messages
 from gateway.backends.triton.template import until_final_message
+from gateway.backends.triton.text import encode
 from gateway.backends.triton.tools import OPEN
 from gateway.core.call import Endpoint
 from gateway.core.errors import InvalidRequest
 
-IN_THREAD_ABOVE = 8192
-"""Characters. Shorter prompts are tokenized (about 2 ms) before a thread would have answered a busy loop."""
 _MOST = 2048
 
 
@@ -87,11 +85,7 @@ async def _prompt(given: Any, checkpoint: Checkpoint, add_special_tokens: bool) 
 
 
 async def _encoded(text: str, checkpoint: Checkpoint, *, add_special_tokens: bool) -> Prompt:
-    encode = checkpoint.tokens.encode
-    if len(text) > IN_THREAD_ABOVE:
-        ids = await asyncio.to_thread(encode, text, add_special_tokens=add_special_tokens)
-    else:
-        ids = encode(text, add_special_tokens=add_special_tokens)
+    ids = await encode(checkpoint.tokens, text, add_special_tokens=add_special_tokens)
     if not ids:
         raise InvalidRequest("A prompt must have at least one token.", param="prompt")
     return Prompt(text, ids)

@@ -37,6 +37,7 @@ _BODY = {
 
 def status_error(code: grpc.StatusCode, details: str, *, answered: bool = False) -> PenstockError:
     """`answered`: responses had come before, so a connection there was."""
+    details = details.rstrip(".")
     words = details.lower()
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded("The request's deadline is over.")
