@@ -79,13 +79,19 @@ def guarded(endpoint: Endpoint, service: Service, answer: Callable[[HttpClient, 
         client.identify()
         try:
             await answer(client, received_s)
-        except PenstockError as error:
-            service.telemetry.refused(endpoint, client.request_id, error, received_s)
-            client.voice.fail(error)
-        except asyncio.CancelledError:
-            client.voice.fail(Draining("The gateway shut down before this answer was finished."))
-        except Exception:
-            log.exception("request %s failed inside the gateway", client.request_id)
-            client.voice.fail(PenstockError("The gateway failed; its log says why."))
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001
+            tell(error, client, service, endpoint, received_s)
 
     return handle
+
+
+def tell(error: BaseException, client: HttpClient, service: Service, endpoint: Endpoint, received_s: float) -> None:
+    """What went wrong before, or outside of, `Service.serve`, which tells the client of its own failures."""
+    if isinstance(error, PenstockError):
+        service.telemetry.refused(endpoint, client.request_id, error, received_s)
+        client.voice.fail(error)
+    elif isinstance(error, asyncio.CancelledError):
+        client.voice.fail(Draining("The gateway shut down before this answer was finished."))
+    else:
+        log.error("request %s failed inside the gateway", client.request_id, exc_info=error)
+        client.voice.fail(PenstockError("The gateway failed; its log says why."))

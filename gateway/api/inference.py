@@ -4,8 +4,11 @@ authenticate -> parse -> serve, and the HTTP side of the answer. Works on `Excha
 the framework; serving/serve.py does the rest. Responses and Messages have doors of their own.
 """
 
+import asyncio
+import time
+
 from gateway.api.auth import Authenticator
-from gateway.api.http_client import HttpClient, guarded
+from gateway.api.http_client import HttpClient, tell
 from gateway.api.images import Images, may_hold_media
 from gateway.api.messages import messages_routes
 from gateway.api.parse import Parser
@@ -31,14 +34,19 @@ def hot_routes(
 def _route(parser: Parser, service: Service, auth: Authenticator, images: Images) -> Handler:
     has_images = parser.endpoint is Endpoint.CHAT
 
-    async def answer(client: HttpClient, received_s: float) -> None:
-        key_name = auth.authenticate(client.headers.get(b"authorization"))
-        call = parser.parse(bytes(client.body), client.request_id, received_s)
-        client.body = b""  # a long stream should not hold its prompt twice
-        call.key_name = key_name
-        call.traceparent = client.traceparent
-        if has_images and may_hold_media(call.body):
-            await images.check(call, "messages")
-        await service.serve(call, client)
+    async def handle(client: HttpClient) -> None:
+        received_s = time.monotonic()
+        client.identify()
+        try:
+            key_name = auth.authenticate(client.headers.get(b"authorization"))
+            call = parser.parse(bytes(client.body), client.request_id, received_s)
+            client.body = b""  # a long stream should not hold its prompt twice
+            call.key_name = key_name
+            call.traceparent = client.traceparent
+            if has_images and may_hold_media(call.body):
+                await images.check(call, "messages")
+            await service.serve(call, client)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001
+            tell(error, client, service, parser.endpoint, received_s)
 
-    return guarded(parser.endpoint, service, answer)
+    return handle
