@@ -80,8 +80,8 @@ class Answer(TensorAnswer, Translator):
     def error_body(self, error: PenstockError) -> bytes:
         return kserve_error(error)
 
-    def last_words(self, error: PenstockError) -> bytes:
-        return b"data: %b\n\n" % kserve_error(error)
+    def on_failure(self, error: PenstockError) -> None:
+        self.out.append(b"data: %b\n\n" % kserve_error(error))
 
 
 class GenerateAnswer(Answer):

@@ -80,7 +80,7 @@ def read_generate(body: bytes) -> tuple[str, dict[str, Tensor]]:
         fields = _OBJECT.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(f"The body is not a JSON object: {error}.", code="invalid_json") from None
-    name, parameters = fields.pop("id", ""), fields.pop("parameters", None) or {}
+    name, parameters = fields.pop("id", ""), fields.pop("parameters", {})
     if not isinstance(parameters, dict) or not isinstance(name, str):
         raise InvalidRequest("'parameters' must be an object and 'id' a string.", param="parameters")
     for twice in fields.keys() & parameters.keys():

@@ -222,8 +222,8 @@ def test_a_client_that_vanishes_stops_the_engine(door: GatewayHandle, fake: Fake
 def test_the_clients_deadline_is_the_requests(stub: ChatServiceStub, fake: FakeHandle, door: GatewayHandle) -> None:
     """We say so ourselves, a little before: with the reason, and the engine stopped."""
     for call in (
-        lambda: whole(stub, chat({"hang": "before_headers"}), timeout=0.5),
-        lambda: list(stream(stub, chat({"hang": 1}), timeout=0.5)),
+        lambda: whole(stub, chat({"hang": "before_headers"}), timeout=2),
+        lambda: list(stream(stub, chat({"hang": 1}), timeout=2)),
     ):
         error = failure(call)
         assert (error.code(), reason(error)) == (CODE.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
