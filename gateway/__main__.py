@@ -17,9 +17,10 @@ from gateway.api.wire import WireProtocol
 from gateway.app import App, create_app
 from gateway.backends.capabilities import Adapters
 from gateway.backends.fit import misfits
-from gateway.backends.registry import backend_class, engine_kinds
+from gateway.backends.openai_http import Patience
+from gateway.backends.registry import backend_class, engine_kinds, make_backend
 from gateway.backends.table import as_json, as_markdown, as_text, updated
-from gateway.settings import ConfigError, RpcSettings, ServerSettings, Settings, load
+from gateway.settings import ConfigError, DeploymentSettings, RpcSettings, ServerSettings, Settings, load
 from gateway.telemetry.logs import set_up_logging
 
 EXAMPLE = """\
@@ -126,11 +127,20 @@ def check(args: argparse.Namespace) -> int:
     settings = _load(args)
     for name, model in settings.models.items():
         for key, deployment in model.deployments.items():
+            _try_backend(f"{args.config}: models.{name}.deployments.{key}", deployment)
             urls = ", ".join(replica.url for replica in deployment.replicas.values())
             print(f"{name} -> {key} ({deployment.engine}): {urls}")  # noqa: T201
     keys = len(settings.auth.keys)
     print(f"{args.config}: fine; {keys} API key{'' if keys == 1 else 's'}" + ("" if keys else ", open on loopback"))  # noqa: T201
     return 0
+
+
+def _try_backend(where: str, deployment: DeploymentSettings) -> None:
+    """Engines whose prompts or tokens are the gateway's business read the tokenizer. Raises ConfigError."""
+    try:
+        make_backend(deployment.engine, Patience(), deployment.checkpoint)
+    except ConfigError as error:
+        raise ConfigError(f"{where}.{error}") from None
 
 
 def engines(args: argparse.Namespace) -> int:

@@ -5,7 +5,6 @@ Apart from mnn.py, which is about its one slot. MNN says usage as constants (10,
 """
 
 import asyncio
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ import msgspec
 
 from gateway.backends.errors import NOT_JSON
 from gateway.backends.sse import payloads
+from gateway.backends.triton.checkpoint import read_checkpoint
 from gateway.core.call import Call, Chunk, Reply, Sink, Usage
-from gateway.core.errors import PenstockError, UpstreamError
+from gateway.core.errors import InvalidRequest, PenstockError, UpstreamError
 
 
 class _Words(msgspec.Struct, gc=False):
@@ -37,34 +37,24 @@ _DONE = b"data: [DONE]\n\n"
 
 
 class TokenCounter:
-    """Counts with the checkpoint's tokenizer, prompts through its chat template. Raises OSError or ValueError when
-    the folder has none."""
+    """Counts with the checkpoint's tokenizer, prompts through its chat template. Raises ConfigError when the folder
+    has no tokenizer."""
 
-    def __init__(self, checkpoint: Path) -> None:
-        from jinja2.sandbox import ImmutableSandboxedEnvironment  # here: most gateways need neither
-        from tokenizers import Tokenizer
-
-        self._tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
-        self._special = json.loads((checkpoint / "tokenizer_config.json").read_text("utf-8"))
-        file = checkpoint / "chat_template.jinja"
-        source = file.read_text("utf-8") if file.is_file() else self._special.get("chat_template")
-        if not isinstance(source, str):
-            raise ValueError(f"{checkpoint} has no chat template")
-        self._template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(source)
+    def __init__(self, folder: Path) -> None:
+        self._checkpoint = read_checkpoint(folder)
 
     def prompt(self, call: Call) -> int:
-        from jinja2 import TemplateError
-
+        """A prompt that the template refuses counts as its texts: what MNN made of it nobody knows."""
         messages = msgspec.json.decode(call.fields["messages"])
-        special = {key: value for key, value in self._special.items() if key in ("bos_token", "eos_token")}
+        template = self._checkpoint.template
+        texts = "\n".join(str(message.get("content")) for message in messages)
         try:
-            text = self._template.render(messages=messages, add_generation_prompt=True, **special)
-        except TemplateError:
-            text = "\n".join(str(message.get("content")) for message in messages)
-        return self.text(text)
+            return self.text(texts if template is None else template.render(messages))
+        except InvalidRequest:
+            return self.text(texts)
 
     def text(self, text: str) -> int:
-        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return len(self._checkpoint.tokens.encode(text, add_special_tokens=False))
 
 
 def _usage(call: Call, counter: TokenCounter | None, text: str) -> Usage | None:

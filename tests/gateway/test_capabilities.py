@@ -120,6 +120,20 @@ def test_a_wrong_match_ends_check_and_serve_before_anything_starts(tmp_path: Pat
     assert "models.m.deployments.odd.replicas.a.url: mnn is spoken to over http" in lines[3]
 
 
+@pytest.mark.parametrize("kind", ["mnn", "triton"])
+def test_check_misses_a_tokenizer_where_the_gateway_needs_it(tmp_path: Path, kind: str) -> None:
+    folder = checkpoint(tmp_path / "bare", {})
+    url = {"mnn": "http://127.0.0.1:9", "triton": "grpc://127.0.0.1:9"}[kind]
+    deployment = {"engine": kind, "checkpoint": str(folder), "replicas": {"a": {"url": url}}}
+    file = tmp_path / "gateway.yaml"
+    file.write_text(yaml.safe_dump({"models": {"m": {"deployments": {"main": deployment}}}}))
+    ran = subprocess.run(
+        [sys.executable, "-m", "gateway", "check", str(file)], capture_output=True, text=True, timeout=30
+    )
+    assert ran.returncode == 2
+    assert f"models.m.deployments.main.checkpoint: {folder / 'tokenizer.json'} cannot be read" in ran.stderr
+
+
 @pytest.mark.parametrize("kind", engine_kinds())
 def test_capabilities_and_request_fields_agree(kind: str) -> None:
     engine = backend_class(kind)

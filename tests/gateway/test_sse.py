@@ -219,3 +219,29 @@ def test_an_event_that_never_ends_is_refused() -> None:
         assert reader.feed(b"x" * (2**20 - 1), 0.0) is None
     with pytest.raises(PenstockError, match="larger than"):
         reader.feed(b"x" * 2**20, 0.0)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_reasoning_has_one_name_whatever_the_engine_calls_it(seed: int) -> None:
+    """The words hold the engine's name for it, as text: they stay."""
+    rng = random.Random(seed)
+    words = ['"reasoning_content":', "reasoning_content", *WORDS]
+    told = [{"reasoning_content": rng.choice(words) or "x"} for _ in range(5)]
+    told += [{"content": rng.choice(words), "reasoning_content": None} for _ in range(5)]
+    body = "".join(f"data: {json.dumps({'choices': [{'index': 0, 'delta': delta}]})}\n\n" for delta in told).encode()
+    seen = read(cut(rng, body), rename=None, drop_usage=False)
+    deltas = [json.loads(block[6:])["choices"][0]["delta"] for block in blocks(seen.data)]
+    assert [delta["reasoning"] for delta in deltas[:5]] == [delta["reasoning_content"] for delta in told[:5]]
+    assert [delta["content"] for delta in deltas[5:]] == [delta["content"] for delta in told[5:]]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_events_without_a_choice_are_left_out_where_the_engine_has_such(seed: int) -> None:
+    rng = random.Random(seed)
+    extra = ['data: {"choices":[],"sglext":{}}\n\n', 'event: sglext_ids\ndata: {"choices":[],"usage":null}\n\n']
+    said = [f"data: {data}\n\n" for data in events(rng)]
+    mixed = [piece for event in said for piece in (*rng.sample(extra, rng.randrange(3)), event)]
+    seen = read(cut(rng, "".join(mixed).encode()), rename=None, drop_usage=False, drop_extras=True)
+    assert seen.data == "".join(said).encode()
+    kept = read(cut(rng, "".join(mixed).encode()), rename=None, drop_usage=False)
+    assert kept.data == "".join(mixed).encode()
