@@ -59,6 +59,7 @@ def _up(args: argparse.Namespace) -> int:
 
     file, place = _from_file(args) if args.stack else _quick(args)
     address = plan.gateway_address(file, args.host, args.port)
+    file = plan.with_rpc(file, address[0], args.grpc_port)
     environ = dict(os.environ)
     key = environ.get(plan.API_KEY_VARIABLE) or None
     if args.check:
@@ -111,7 +112,7 @@ def _check(file: "StackFile", place: "Place", address: tuple[str, int], key: str
     from stack import plan
 
     engines = plan.served_engines(file, place)
-    on_ports = plan.choose_ports(engines, address)
+    on_ports = plan.choose_ports(engines, address, plan.rpc_port(file))
     config = plan.gateway_config(file, engines, address, on_ports, key)
     for engine in engines:
         for spec in plan.replica_specs(engine, place, on_ports[engine.name], {}):
@@ -178,6 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--host", help="where the gateway listens; default: the file's, else 127.0.0.1")
     parser.add_argument("--port", type=_port, help="default: the file's, else 8000")
+    parser.add_argument("--grpc-port", type=_port, help="also open the gateway's gRPC door there (docs/grpc.md)")
     parser.add_argument(
         "--run-dir",
         type=Path,

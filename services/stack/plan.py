@@ -102,18 +102,24 @@ def model_name(checkpoint: Path) -> str:
     return name if isinstance(name, str) and name else checkpoint.resolve().name.removesuffix(".gguf")
 
 
-def require_free_ports(engines: list[ServedEngine], gateway: tuple[str, int], chosen: dict[str, list[Ports]]) -> None:
-    """Raises StackError naming the first port that is taken now."""
+def require_free_ports(
+    engines: list[ServedEngine], gateway: tuple[str, int], chosen: dict[str, list[Ports]], rpc: int | None = None
+) -> None:
+    """Raises StackError naming the first port that is taken now. `rpc`: of the gateway's gRPC door."""
     host, port = gateway
     ports.require_free(host, port, "choose another: --port, or gateway.server.port (make serve PORT=...)")
+    if rpc:
+        ports.require_free(host, rpc, "choose another: --grpc-port, or gateway.rpc.port")
     for engine in engines:
         for one in (port for replica in chosen[engine.name] for port in replica.values()):
             ports.require_free(ENGINE_HOST, one, f"choose another: engines.{engine.name}.port")
 
 
-def choose_ports(engines: list[ServedEngine], gateway: tuple[str, int]) -> dict[str, list[Ports]]:
+def choose_ports(
+    engines: list[ServedEngine], gateway: tuple[str, int], rpc: int | None = None
+) -> dict[str, list[Ports]]:
     """Ports for every replica: the file's, or the next free ones; raises StackError when two are the same."""
-    used: set[int] = {gateway[1]}
+    used: set[int] = {gateway[1], rpc or gateway[1]}
     chosen: dict[str, list[Ports]] = {}
     for engine in sorted(engines, key=lambda engine: engine.entry.port is None):  # fixed ports first
         first, count = engine.entry.port, engine.entry.replicas
@@ -186,6 +192,21 @@ def gateway_address(stack: StackFile, host: str | None, port: int | None) -> tup
             f"gateway.server: host {chosen_host!r} or port {chosen_port!r} is none (a port is 1 to 65535)", 2
         )
     return chosen_host, chosen_port
+
+
+def with_rpc(stack: StackFile, host: str, port: int | None) -> StackFile:
+    """The stack with a gRPC door on `port`, on the host of the HTTP one unless the file names another."""
+    if port is None:
+        return stack
+    rpc = {"host": host} | (stack.gateway.get("rpc") or {}) | {"port": port}
+    return stack.model_copy(update={"gateway": stack.gateway | {"rpc": rpc}})
+
+
+def rpc_port(stack: StackFile) -> int | None:
+    """Where the gateway's gRPC door will be, if there is one; whether that can be is the gateway's to judge."""
+    rpc = stack.gateway.get("rpc")
+    port = rpc.get("port") if isinstance(rpc, dict) else None
+    return port if isinstance(port, int) else None
 
 
 def gateway_config(

@@ -74,8 +74,9 @@ class Stack:
 
     async def _start(self) -> None:
         engines = plan.served_engines(self._file, self._place)
-        on_ports = plan.choose_ports(engines, self._address)
-        plan.require_free_ports(engines, self._address, on_ports)
+        rpc = plan.rpc_port(self._file)
+        on_ports = plan.choose_ports(engines, self._address, rpc)
+        plan.require_free_ports(engines, self._address, on_ports, rpc)
         config = plan.gateway_config(self._file, engines, self._address, on_ports, self._key)
         config_path = write_config(self._place.run, config)
         checked = asyncio.create_task(self._check_gateway(config_path))
@@ -230,9 +231,11 @@ class Stack:
         header = f' -H "authorization: Bearer ${plan.API_KEY_VARIABLE}"' if "auth" in config else ""
         body = f'{{"model": "{models[0]}", "messages": [{{"role": "user", "content": "Hello! What can you do?"}}]}}'
         self._screen.note(f"ready at {base}/v1", "bold green")
+        rpc_port = plan.rpc_port(self._file)
+        rpc = f"  gRPC    {config['rpc'].get('host', '127.0.0.1')}:{rpc_port}\n" if rpc_port else ""
         self._screen.plain(
             f"\n  curl {base}/v1/chat/completions -H 'content-type: application/json'{header} \\\n    -d '{body}'\n\n"
-            f"  models  {', '.join(models)}\n  logs    {self._place.logs}\n  stop    Ctrl-C\n"
+            f"{rpc}  models  {', '.join(models)}\n  logs    {self._place.logs}\n  stop    Ctrl-C\n"
         )
 
     @contextlib.asynccontextmanager

@@ -13,7 +13,10 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import grpc
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from stack_under_test import ROOT, ask, stack_of, write_stack
 
@@ -35,6 +38,18 @@ def test_two_replicas_answer_through_the_gateway_and_sigterm_leaves_nothing(tmp_
         assert stack.exit_code() == 0
         stack.assert_nothing_stays()
         assert stack.output.index("gateway: stopped") < stack.output.index("fake-1: stopping")
+
+
+def test_the_grpc_door_is_open_when_it_is_asked_for(tmp_path: Path, port: int) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        rpc_port = probe.getsockname()[1]
+    with stack_of(tmp_path, str(write_stack(tmp_path, port)), "--grpc-port", str(rpc_port)) as stack:
+        stack.wait_for("ready at")
+        assert f"gRPC    127.0.0.1:{rpc_port}" in stack.output
+        with grpc.insecure_channel(f"127.0.0.1:{rpc_port}") as channel:
+            answer = HealthStub(channel).Check(HealthCheckRequest(service="fake"), timeout=20)
+        assert answer.status == HealthCheckResponse.SERVING
 
 
 def test_a_killed_engine_is_started_again(tmp_path: Path, port: int) -> None:
