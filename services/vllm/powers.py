@@ -28,6 +28,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "penstock-starter"
+STARTER = ROOT / "model_repo/checkpoints/starter"
 PROFILES = (
     "openvino/cpu", "openvino/draft", "openvino/prompt-lookup",
     "vllm/cpu-powers", "vllm/cpu-draft", "vllm/cpu-ngram",
@@ -81,20 +82,26 @@ class Served:
 @contextlib.contextmanager
 def served(profile: str) -> Iterator[Served]:
     """The profile behind a gateway; RuntimeError with the stack's words when it does not come up."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port, engine_port = _free_port(), _free_port()
+    starter = {"profile": profile, "checkpoint": str(STARTER), "model": MODEL, "port": engine_port}
+    stack = {"engines": {"engine": starter}, "gateway": {"server": {"host": "127.0.0.1", "port": port}}}
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "stack", "--engine", profile, "--port", str(port), "--run-dir", folder]
+        (Path(folder) / "stack.yaml").write_text(json.dumps(stack), encoding="utf-8")
+        command = [sys.executable, "-m", "stack", f"{folder}/stack.yaml", "--run-dir", f"{folder}/run"]
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # noqa: S603
         try:
             _wait_for(process, "ready at")
-            config = (Path(folder) / "gateway.yaml").read_text(encoding="utf-8")
-            urls = re.findall(r"url: \W?(http://[0-9.:]+)", config)
-            yield Served(f"http://127.0.0.1:{port}", urls[0])
+            yield Served(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{engine_port}")
         finally:
             process.send_signal(signal.SIGTERM)
             process.communicate(timeout=60)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def _wait_for(process: "subprocess.Popen[str]", words: str) -> None:
