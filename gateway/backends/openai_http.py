@@ -251,7 +251,7 @@ class OpenAIHTTP:
         reasons = [choice.finish_reason for choice in answer.choices if choice.finish_reason]
         if ABORTED in reasons:
             raise aborted()
-        if b'"reasoning_content":' in body and b'"reasoning":' not in body:
+        if b'"reasoning_content":' in body and b'"reasoning":"' not in body and b'"reasoning": "' not in body:
             body = own_reasoning(body)
         return Reply(body, answer.usage, reasons)
 

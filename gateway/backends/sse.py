@@ -193,9 +193,12 @@ def aborted() -> UpstreamError:
 def own_reasoning(data: bytes) -> bytes:
     """`reasoning_content` under the name that all engines' clients see: `reasoning`.
 
-    Exact, although textual, as `model_renames` is.
+    Where both are there and ours is null, the two change places. Exact, although textual, as `model_renames` is:
+    JSON holds no bare NUL.
     """
-    return data.replace(b'"reasoning_content":', b'"reasoning":')
+    for null in (b'"reasoning":null', b'"reasoning": null'):
+        data = data.replace(null, b'"\0":null')
+    return data.replace(b'"reasoning_content":', b'"reasoning":').replace(b'"\0":', b'"reasoning_content":')
 
 
 def payloads(data: bytes) -> Iterator[bytes]:

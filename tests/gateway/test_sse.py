@@ -226,7 +226,8 @@ def test_reasoning_has_one_name_whatever_the_engine_calls_it(seed: int) -> None:
     """The words hold the engine's name for it, as text: they stay."""
     rng = random.Random(seed)
     words = ['"reasoning_content":', "reasoning_content", *WORDS]
-    told = [{"reasoning_content": rng.choice(words) or "x"} for _ in range(5)]
+    beside = rng.choice([{}, {"reasoning": None}])
+    told: list[dict[str, Any]] = [beside | {"reasoning_content": rng.choice(words) or "x"} for _ in range(5)]
     told += [{"content": rng.choice(words), "reasoning_content": None} for _ in range(5)]
     body = "".join(f"data: {json.dumps({'choices': [{'index': 0, 'delta': delta}]})}\n\n" for delta in told).encode()
     seen = read(cut(rng, body), rename=None, drop_usage=False)
