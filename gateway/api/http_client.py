@@ -91,7 +91,8 @@ def tell(error: BaseException, client: HttpClient, service: Service, endpoint: E
         service.telemetry.refused(endpoint, client.request_id, error, received_s)
         client.voice.fail(error)
     elif isinstance(error, asyncio.CancelledError):
-        client.voice.fail(Draining("The gateway shut down before this answer was finished."))
+        if not client.disconnected:  # else there is nobody to be told
+            client.voice.fail(Draining("The gateway shut down before this answer was finished."))
     else:
         log.error("request %s failed inside the gateway", client.request_id, exc_info=error)
         client.voice.fail(PenstockError("The gateway failed; its log says why."))

@@ -58,6 +58,7 @@ def responses_route(
         asks_logprobs = wants_logprobs(values)
         translator = ResponseTranslator(client, new_response(call, values), logprobs=asks_logprobs, on_done=remember)
         client.voice = translator
+        del call, values  # a long stream should not hold its prompt twice
         await service.serve(chat, translator)
 
     return guarded(Endpoint.RESPONSES, service, answer)

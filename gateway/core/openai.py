@@ -88,7 +88,7 @@ _COMPLETIONS: dict[str, Any] = _SAMPLING | {
 }
 _EMBEDDINGS: dict[str, Any] = {
     "model": Model,
-    "input": str | Items,
+    "input": str | Annotated[list[str | int | list[int]], Meta(min_length=1)],  # no objects: SGLang fetches their URLs
     "encoding_format": Annotated[str, Meta(pattern="^(float|base64)$")] | None,
     "dimensions": Positive | None,
     "user": str | None,

@@ -361,11 +361,15 @@ def test_a_late_failure_is_an_error_event_and_a_failed_response(
 @pytest.mark.parametrize("model", ["t", "r"])
 def test_a_client_that_leaves_stops_the_engine(client: openai.OpenAI, fake: FakeHandle, model: str) -> None:
     fake.script({"tokens": 100_000, "itl_s": 0.01})
-    with client.responses.create(model=model, input="hi", stream=True, store=False) as stream:
+    with client.responses.create(model=model, input="hi", stream=True, store=model == "t") as stream:
         for event in stream:
+            if event.type == "response.created":
+                response_id = event.response.id
             if event.type == "response.output_text.delta":
                 break
     fake.wait(lambda stats: stats["aborted"] == 1 and stats["active"] == 0)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(response_id)
 
 
 @pytest.mark.parametrize("model", ["t", "r"])

@@ -199,6 +199,16 @@ def test_other_ways_to_name_a_url_are_refused_too(
     assert generations(fake) == []
 
 
+def test_embeddings_are_of_text_alone(served: GatewayHandle, fake: FakeHandle) -> None:
+    for given in ([{"image": "http://127.0.0.1/x"}], [{"text": "a", "image": "http://127.0.0.1/x"}], {"image": "x"}):
+        answer = post(served, ("/v1/embeddings", {"model": "v", "input": given}))
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == "input"
+    for fine in ("a", ["a", "b"], [1, 2], [[1, 2], [3]]):
+        assert post(served, ("/v1/embeddings", {"model": "v", "input": fine})).status_code == 200
+    assert generations(fake) == ["POST /v1/embeddings"]
+
+
 def test_text_that_talks_of_urls_is_text(served: GatewayHandle, fake: FakeHandle) -> None:
     body = {"model": "t", "messages": [{"role": "user", "content": 'Is "image_url" a name? \x00é "source"'}]}
     assert post(served, ("/v1/chat/completions", body)).status_code == 200
