@@ -6,11 +6,12 @@ process can hold only one of them.
     {"url": "127.0.0.1:8001", "calls": [{"model": "ensemble", "inputs": {...}, "id": "a", "leave_after": 3,
       "stop_after": {"model": "tensorrt_llm", "inputs": {...}}}]}
 
-All calls run at once, each on a stream of its own. Inputs get the datatype and rank that the model's metadata says.
+All calls begin at once, each on a stream of its own. Inputs get the datatype and rank that the model's metadata says.
 `leave_after`: cancel the stream after so many responses; `after`: begin when that call has had its first response.
 Given file names instead, it prints each config.pbtxt as JSON.
 """
 
+import contextlib
 import json
 import queue
 import sys
@@ -36,6 +37,7 @@ class Talk:
         self._calls = calls
         self._lock = threading.Lock()
         self._answered = [threading.Event() for _ in calls]
+        self._together = threading.Barrier(sum("after" not in call for call in calls))
 
     def run(self) -> None:
         threads = [threading.Thread(target=self._call, args=(index,)) for index in range(len(self._calls))]
@@ -52,10 +54,14 @@ class Talk:
             try:
                 inputs = tensors(client, call["model"], call["inputs"])
             except grpcclient.InferenceServerException as error:
+                self._together.abort()
                 self._say(index, error=error.message())
                 return
             arrived: queue.Queue[tuple[Any, Any]] = queue.Queue()
             client.start_stream(partial(lambda q, result, error: q.put((result, error)), arrived))
+            if "after" not in call:
+                with contextlib.suppress(threading.BrokenBarrierError):
+                    self._together.wait(PATIENCE_S)
             client.async_stream_infer(
                 call["model"], inputs, request_id=call.get("id", ""), enable_empty_final_response=True
             )

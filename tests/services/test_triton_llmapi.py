@@ -51,7 +51,7 @@ def test_a_stream_grows_and_says_why_it_ended(triton: RunningTriton) -> None:
     texts = [output["text_output"][0] for output in outputs]
     assert texts[-1] == whole["text_output"][0]
     assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(texts))
-    assert {output["finish_reason"][0] for output in outputs[:-1]} == {"None"}
+    assert {output["finish_reason"][0] for output in outputs[:-1]} <= {"None"}
     assert outputs[-1]["finish_reason"] == whole["finish_reason"] == ["stop"]
     assert [event["final"] for event in events] == [False] * (len(events) - 1) + [True]
     short = triton.whole(MODEL, **asked, sampling_param_max_tokens=2)

@@ -15,10 +15,14 @@ Named = list[tuple[str, Array]]
 
 
 class Exchange:
-    """Wraps Triton's response sender. Used by one thread at a time; ``is_cancelled`` by any."""
+    """Wraps Triton's response sender. Used by one thread at a time; ``is_cancelled`` by any.
 
-    def __init__(self, request: Any) -> None:
+    ``decoupled``: any number of responses, also none; else exactly one.
+    """
+
+    def __init__(self, request: Any, *, decoupled: bool) -> None:
         self.id: str = request.request_id()
+        self._decoupled = decoupled
         self._sender = request.get_response_sender()
         self.over = False
         self.stopped = False  # by another request with its id, which is no failure
@@ -33,8 +37,12 @@ class Exchange:
         self._respond(pb_utils.InferenceResponse(_tensors(outputs)), final=final)
 
     def finish(self) -> None:
-        """The final flag on a response without tensors, unless the last response has been sent."""
-        self.send([], final=True)
+        """The end without tensors, unless the last response has been sent."""
+        if self.over or not self._decoupled:
+            self.send([], final=True)
+            return
+        self.over = True  # the flag alone: an ensemble takes an empty response for one that lacks its outputs
+        self._sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def fail(self, error: ApiError) -> None:
         """An error as the last response."""

@@ -33,7 +33,7 @@ class Model:
     def execute(self, requests: list[Any]) -> None:
         """Read, hand over, return: the host's loop sends the responses."""
         for request in requests:
-            exchange = Exchange(request)
+            exchange = Exchange(request, decoupled=self._decoupled)
             try:
                 self._accept(exchange, inputs(request))
             except ApiError as error:
