@@ -4,7 +4,9 @@ So the allow-list goes down into `stream_options` and `tools`, and grammars are 
 For TensorRT-LLM behind Triton see triton.py. Source: TensorRT-LLM `serve/openai_protocol.py` (1.2 and after).
 """
 
+import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
@@ -12,10 +14,11 @@ import msgspec
 from gateway.backends.capabilities import Adapters, Capabilities, EngineMetrics, Shape, Tested
 from gateway.backends.constraint import Constraint, ConstraintKind, alternatives
 from gateway.backends.dialect import CONSTRAINTS, Fields, decoded, is_plain, present, raw, take_constraint
-from gateway.backends.openai_http import OpenAIHTTP
+from gateway.backends.openai_http import OpenAIHTTP, Patience
 from gateway.core.call import Call, Endpoint
-from gateway.core.errors import InvalidRequest
+from gateway.core.errors import InvalidRequest, ModelNotFound
 from gateway.core.openai import OPENAI_FIELDS
+from gateway.core.replica import Probe, Replica
 
 _EXTENSIONS = {
     "top_k", "min_p", "repetition_penalty", "length_penalty", "ignore_eos", "min_tokens", "stop_token_ids",
@@ -42,7 +45,7 @@ class TRTLLM(OpenAIHTTP):
         vision=True,
         logprobs=True,
         top_logprobs=20,
-        adapters=Adapters.NONE,
+        adapters=Adapters.DYNAMIC,
         quantization=frozenset({"modelopt", "fp8", "nvfp4", "awq", "gptq", "mxfp4"}),
         shapes=frozenset({Shape.SPARSE_24}),  # ModelOpt's, on Ampere and later
         metrics=EngineMetrics(
@@ -59,10 +62,19 @@ class TRTLLM(OpenAIHTTP):
         Endpoint.COMPLETIONS: OPENAI_FIELDS[Endpoint.COMPLETIONS] - {"suffix", "logprobs"} | _EXTENSIONS,
     }
 
+    def __init__(self, patience: Patience, checkpoint: Path | None = None) -> None:
+        super().__init__(patience, checkpoint)
+        self._adapters: dict[str, dict[str, object]] = {}  # name -> `lora_request`
+
+    def upstream_model(self, replica: Replica, call: Call) -> str:  # noqa: ARG002
+        return replica.served_model
+
     def dialect(self, call: Call, fields: Fields) -> Fields:
-        if is_plain(fields, _SPECIAL):
+        if is_plain(fields, _SPECIAL) and call.adapter is None:
             return fields
         changed = present(fields)
+        if call.adapter is not None:
+            changed["lora_request"] = raw(self._adapter(call.adapter))
         wanted = take_constraint(call, changed, self.kind, self.capabilities)
         if wanted is not None:
             changed["response_format"] = raw(_spelled(wanted))
@@ -78,6 +90,33 @@ class TRTLLM(OpenAIHTTP):
         if options is not None:  # ours replaces it when the client did not ask for usage
             changed["stream_options"] = raw(_stream_options(options))
         return changed
+
+    # ---- adapters: named, with their path, in every request ----
+
+    def _adapter(self, name: str) -> dict[str, object]:
+        if name not in self._adapters:
+            raise ModelNotFound(f"The adapter {name!r} was taken away.", param="model")
+        return self._adapters[name]
+
+    async def load_adapter(self, replica: Replica, name: str, path: str) -> None:
+        """The engine reads it with the first request that names it: this is one, of one token."""
+        number = zlib.crc32(f"{name}\0{path}".encode()) % 2**31 or 1  # alike in every gateway, and new for a new path
+        wanted: dict[str, object] = {"lora_name": name, "lora_int_id": number, "lora_path": path}
+        order = {"model": replica.served_model, "prompt": "Hello", "max_tokens": 1, "lora_request": wanted}
+        await self._operate(replica, "/v1/completions", order, self.patience.adapter_timeout_s)
+        self._adapters[name] = wanted
+
+    async def unload_adapter(self, replica: Replica, name: str) -> None:  # noqa: ARG002
+        """Nobody asks for it any more; the engine drops it when it needs the room."""
+        self._adapters.pop(name, None)
+
+    async def probe(self, replica: Replica) -> Probe:
+        """With the adapters, which its own list of models does not have."""
+        probe = await super().probe(replica)
+        if probe.models is not None:
+            for name, wanted in self._adapters.items():
+                probe.models[name] = {"id": name, "root": wanted["lora_path"], "parent": replica.served_model}
+        return probe
 
 
 def _priority(urgency: int) -> float:

@@ -27,6 +27,11 @@ class _Message(Struct):
     content: str | list[dict[str, Any]] | None = None
 
 
+class _LoraRequest(Struct):
+    lora_name: str
+    lora_path: str
+
+
 class _Generation(Struct, kw_only=True):
     model: str
     stream: bool | None = None
@@ -34,6 +39,7 @@ class _Generation(Struct, kw_only=True):
     max_tokens: Positive | None = None
     n: Choices | None = None
     ignore_eos: bool = False
+    lora_request: _LoraRequest | None = None
 
 
 class _Chat(_Generation, kw_only=True):
@@ -80,7 +86,10 @@ class _Pairs(Struct, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One generation request. `choices` counts prompts x n; `inputs` are texts or token lists (embeddings)."""
+    """One generation request. `choices` counts prompts x n; `inputs` are texts or token lists (embeddings).
+
+    `lora`: name and path of the adapter that trtllm-serve is told with the request.
+    """
 
     endpoint: EndpointName
     model: str
@@ -95,6 +104,7 @@ class Asked:
     inputs: list[str | TokenIds] = field(default_factory=list)
     base64: bool = False
     dimensions: int | None = None
+    lora: tuple[str, str] | None = None
 
 
 def read_body(endpoint: EndpointName, body: bytes, *, usage_unasked: bool = False) -> Asked:
@@ -183,6 +193,7 @@ def _generation(
         max_tokens=new_max if new_max is not None else body.max_tokens,
         ignore_eos=body.ignore_eos,
         choices=choices,
+        lora=None if body.lora_request is None else (body.lora_request.lora_name, body.lora_request.lora_path),
     )
 
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from fake_engine import ops
 from fake_engine.adapters import Adapters
@@ -113,7 +114,7 @@ class Engine:
         asked = self._read(request)
         script = self._script(request, asked)
         self._check(asked)
-        self.stats.weights[self.adapters.weights(asked.model, self.settings.models)] += 1
+        self.stats.weights[self._weights(asked)] += 1
         self._answers += 1
         answer_id = _ID_PREFIX.get(asked.endpoint, f"{asked.endpoint}-") + (
             request.header("x-request-id") or f"fake-{self._answers}"
@@ -124,6 +125,14 @@ class Engine:
         self.meter.started += 1
         self._waiting.append(exchange)
         self._fill_slots()
+
+    def _weights(self, asked: Asked) -> str:
+        if asked.lora is None or self.kind.known is None:
+            return self.adapters.weights(asked.model, self.settings.models)
+        name, path = asked.lora
+        if not Path(path).exists():
+            raise RequestError(400, f"LoRA adapter path {path} does not exist")
+        return name
 
     def _read(self, request: Request) -> Asked:
         kind, body = self.kind, bytes(request.body)

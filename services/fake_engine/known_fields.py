@@ -80,6 +80,7 @@ TRTLLM_FIELDS = Known(
     },
     inner={
         "stream_options": frozenset({"include_usage", "continuous_usage_stats"}),
+        "lora_request": frozenset({"lora_name", "lora_int_id", "lora_path"}),
         "response_format": frozenset({"type", "schema", "json_schema", "regex", "ebnf", "format"}),
         "tools": frozenset({"type", "function"}),
         "tools.function": frozenset({"name", "description", "parameters"}),

@@ -20,7 +20,9 @@ from gateways import GatewayHandle, config, start_gateway
 
 KINDS = ("vllm", "sglang", "trtllm", "lightllm", "mnn")
 SAMPLING = tuple(kind for kind in KINDS if kind != "mnn")  # MNN acts on no other field than the messages
-PICTURE = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+PICTURE = "data:image/png;base64," + (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 
 
@@ -315,6 +317,27 @@ def test_an_adapter_of_sglang_is_never_answered_by_the_base_model(tmp_path: Any)
             assert answer.status_code == 200, answer.text
             assert answer.json()["model"] == "tuned"
             assert fake.stats()["weights"] == {"tuned": 1}
+
+
+def test_an_adapter_of_trtllm_goes_with_every_request_and_a_wrong_path_is_told_at_once(tmp_path: Any) -> None:
+    with start_fake("--engine", "trtllm", "--model", "served") as fake:
+        settings = config(fake.url, model="public", deployment={"engine": "trtllm", "model": "served"})
+        settings["models"]["public"]["adapters"] = {"tuned": {"path": str(tmp_path)}}
+        with start_gateway(settings) as gateway:
+            fake.reset_stats()
+            side = Side("trtllm", fake, gateway)
+            answer = side.ask(model="tuned")
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["model"] == "tuned"
+            assert side.got()["model"] == "served"
+            assert side.got()["lora_request"]["lora_path"] == str(tmp_path)
+            assert fake.stats()["weights"] == {"tuned": 1}
+            order = {"name": "other", "model": "public", "path": str(tmp_path / "nowhere")}
+            refused = httpx.post(f"{gateway.url}/admin/adapters", json=order)
+            assert (refused.status_code, "nowhere" in refused.text) == (400, True)
+            assert side.ask(model="other").status_code == 404
+            assert side.ask().status_code == 200
+            assert "lora_request" not in side.got()
 
 
 # ---- MNN ----
