@@ -78,7 +78,7 @@ class ReplicaSettings(_Strict):
 
 
 class DeploymentSettings(_Strict):
-    engine: str = Field(description="How to speak to it: openvino, vllm, openai, or a plugged-in backend.")
+    engine: str = Field(description="How to speak to it; `penstock gateway engines` lists them, plugged-in ones too.")
     model: Name | None = Field(None, description="The name the engine knows the model by; default: the public name.")
     checkpoint: Path | None = Field(
         None,
