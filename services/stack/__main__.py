@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,9 +111,11 @@ def _check(file: "StackFile", place: "Place", address: tuple[str, int], key: str
     import yaml
 
     from stack import plan
+    from stack.ports import Claims
 
     engines = plan.served_engines(file, place)
-    on_ports = plan.choose_ports(engines, address, plan.rpc_port(file))
+    with closing(Claims()) as claims:
+        on_ports = plan.choose_ports(engines, address, claims, plan.rpc_port(file))
     config = plan.gateway_config(file, engines, address, on_ports, key)
     for engine in engines:
         for spec in plan.replica_specs(engine, place, on_ports[engine.name], {}):

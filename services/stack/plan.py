@@ -116,14 +116,15 @@ def require_free_ports(
 
 
 def choose_ports(
-    engines: list[ServedEngine], gateway: tuple[str, int], rpc: int | None = None
+    engines: list[ServedEngine], gateway: tuple[str, int], claims: ports.Claims, rpc: int | None = None
 ) -> dict[str, list[Ports]]:
-    """Ports for every replica: the file's, or the next free ones; raises StackError when two are the same."""
+    """Ports for every replica: the file's, or the next free ones, held by `claims`; raises StackError when two are
+    the same."""
     used: set[int] = {gateway[1], rpc or gateway[1]}
     chosen: dict[str, list[Ports]] = {}
     for engine in sorted(engines, key=lambda engine: engine.entry.port is None):  # fixed ports first
         first, count = engine.entry.port, engine.entry.replicas
-        wanted = range(first, first + count) if first else ports.free_ports(ENGINE_HOST, count, used)
+        wanted = range(first, first + count) if first else claims.free_ports(ENGINE_HOST, count, used)
         for one in wanted:
             if one in used:
                 raise StackError(f"engines.{engine.name}.port: {one} is used twice in this stack", 2)
@@ -134,7 +135,7 @@ def choose_ports(
     for engine in engines:
         for replica in chosen[engine.name]:
             further = [port_key(name) for name in engine.profile.ports]
-            replica |= dict(zip(further, ports.free_ports(ENGINE_HOST, len(further), used), strict=True))
+            replica |= dict(zip(further, claims.free_ports(ENGINE_HOST, len(further), used), strict=True))
             used.update(replica.values())
     return chosen
 

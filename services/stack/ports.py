@@ -19,17 +19,38 @@ def require_free(host: str, port: int, hint: str) -> None:
         raise StackError(_complaint(host, port, hint, error)) from error
 
 
-def free_ports(host: str, count: int, avoid: set[int]) -> list[int]:
-    """The first `count` free ports from 8101 on, none of `avoid`."""
-    found: list[int] = []
-    if count == 0:
-        return found
-    for port in range(FIRST_ENGINE_PORT, 65536):
-        if port not in avoid and _is_free(host, port):
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise StackError(f"no {count} free ports from {FIRST_ENGINE_PORT} on {host}")
+class Claims:
+    """Ports this stack has chosen and whose engines may listen only later: no other stack chooses them meanwhile.
+
+    A claim is a socket of an abstract name, so it ends with the process, however that ends.
+    """
+
+    def __init__(self) -> None:
+        self._held: list[socket.socket] = []
+
+    def free_ports(self, host: str, count: int, avoid: set[int]) -> list[int]:
+        """The first `count` free ports from 8101 on, none of `avoid`, and claim them. Raises StackError."""
+        found: list[int] = []
+        for port in range(FIRST_ENGINE_PORT, 65536):
+            if len(found) == count:
+                return found
+            if port not in avoid and _is_free(host, port) and self._claim(port):
+                found.append(port)
+        raise StackError(f"no {count} free ports from {FIRST_ENGINE_PORT} on {host}")
+
+    def _claim(self, port: int) -> bool:
+        claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            claim.bind(f"\0penstock-port-{port}")
+        except OSError:
+            claim.close()
+            return False
+        self._held.append(claim)
+        return True
+
+    def close(self) -> None:
+        for claim in self._held:
+            claim.close()
 
 
 def is_loopback(host: str) -> bool:

@@ -54,6 +54,7 @@ class Stack:
         self._gateway: Supervisor | None = None
         self._tasks: dict[Supervisor, asyncio.Task[None]] = {}
         self._helpers: set[Child] = set()
+        self._claims = ports.Claims()
 
     async def run(self) -> int:
         """Returns the exit code; raises StackError when it could not start or had to give up."""
@@ -70,12 +71,13 @@ class Stack:
                     pass
                 finally:
                     await self._shut_down()
+                    self._claims.close()
         return EXIT_KILLED if self._kill.is_set() else EXIT_STOPPED
 
     async def _start(self) -> None:
         engines = plan.served_engines(self._file, self._place)
         rpc = plan.rpc_port(self._file)
-        on_ports = plan.choose_ports(engines, self._address, rpc)
+        on_ports = plan.choose_ports(engines, self._address, self._claims, rpc)
         plan.require_free_ports(engines, self._address, on_ports, rpc)
         config = plan.gateway_config(self._file, engines, self._address, on_ports, self._key)
         config_path = write_config(self._place.run, config)

@@ -1,6 +1,8 @@
 """What a person gets to read when stack.yaml or a profile is wrong, and what the two become when they are right."""
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from stack import plan
 from stack.errors import StackError
 from stack.files import find_profile, read_profile, read_stack
 from stack.plan import Place, choose_ports, gateway_config, model_name, replica_specs, served_engines
+from stack.ports import Claims
 from stack.settings import Restart, StackFile, fill
 from stack.supervisor import backoff_s
 
@@ -180,16 +183,30 @@ def test_the_model_is_named_by_the_manifest_or_else_by_the_folder(tmp_path: Path
         assert model_name(folder) == name
 
 
-def test_replicas_get_consecutive_ports_and_the_others_step_aside(tmp_path: Path) -> None:
+@pytest.fixture
+def claims() -> Iterator[Claims]:
+    with contextlib.closing(Claims()) as claims:
+        yield claims
+
+
+def test_two_stacks_that_start_at_once_choose_different_ports(tmp_path: Path, claims: Claims) -> None:
+    """Neither of them listens yet."""
+    engine = _served(tmp_path, replicas=2)
+    with contextlib.closing(Claims()) as others:
+        ours, theirs = (choose_ports([engine], ("127.0.0.1", 8000), one)["a"] for one in (claims, others))
+    assert not {on["port"] for on in ours} & {on["port"] for on in theirs}
+
+
+def test_replicas_get_consecutive_ports_and_the_others_step_aside(tmp_path: Path, claims: Claims) -> None:
     first = _served(tmp_path, replicas=3, port=18101)
     second = _served(tmp_path, name="b")
-    chosen = choose_ports([second, first], ("127.0.0.1", 8000))
+    chosen = choose_ports([second, first], ("127.0.0.1", 8000), claims)
     assert chosen["a"] == [{"port": 18101}, {"port": 18102}, {"port": 18103}]
     assert chosen["b"][0]["port"] >= 8101
     with pytest.raises(StackError, match=r"engines.b.port: 18102 is used twice"):
-        choose_ports([first, _served(tmp_path, name="b", port=18102)], ("127.0.0.1", 8000))
+        choose_ports([first, _served(tmp_path, name="b", port=18102)], ("127.0.0.1", 8000), claims)
     with pytest.raises(StackError, match="beyond port 65535"):
-        choose_ports([_served(tmp_path, replicas=3, port=65534)], ("127.0.0.1", 8000))
+        choose_ports([_served(tmp_path, replicas=3, port=65534)], ("127.0.0.1", 8000), claims)
 
 
 def test_the_gateway_is_told_every_replica_and_keeps_what_the_file_says(tmp_path: Path) -> None:
@@ -214,11 +231,13 @@ ready: {path: /v2/health/ready, port: http}
 """
 
 
-def test_an_engine_with_several_ports_gets_free_ones_and_is_probed_on_the_one_it_names(tmp_path: Path) -> None:
+def test_an_engine_with_several_ports_gets_free_ones_and_is_probed_on_the_one_it_names(
+    tmp_path: Path, claims: Claims
+) -> None:
     (tmp_path / "p.yaml").write_text(MANY_PORTS)
     first = _served(tmp_path, profile="p.yaml", replicas=2, port=18101)
     second = _served(tmp_path, name="b", profile="p.yaml", port=18103)
-    chosen = choose_ports([first, second], ("127.0.0.1", 8000))
+    chosen = choose_ports([first, second], ("127.0.0.1", 8000), claims)
     assert [on["port"] for on in chosen["a"]] == [18101, 18102]
     every = [port for replicas in chosen.values() for on in replicas for port in on.values()]
     assert len(every) == len(set(every)) == 9
