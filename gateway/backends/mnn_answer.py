@@ -102,7 +102,8 @@ class Rewriter:
 
     def abandon(self) -> None:
         self._sink = None
-        self._broken.cancel()
+        if not self._broken.cancel() and not self._broken.cancelled():
+            self._broken.exception()  # seen: the loop need not complain
 
     def push(self, chunk: Chunk) -> bool:
         if self._sink is None:

@@ -13,9 +13,10 @@ import msgspec
 from gateway.backends.capabilities import Adapters, Capabilities, EngineMetrics, Tested
 from gateway.backends.constraint import Constraint, ConstraintKind, alternatives
 from gateway.backends.dialect import CONSTRAINTS, Fields, is_plain, present, raw, schema_format, take_constraint
+from gateway.backends.errors import NOT_JSON
 from gateway.backends.openai_http import OpenAIHTTP
 from gateway.core.call import Call, Endpoint
-from gateway.core.errors import EngineRefused
+from gateway.core.errors import EngineRefused, UpstreamError
 from gateway.core.openai import OPENAI_FIELDS
 from gateway.core.replica import Replica
 
@@ -91,13 +92,19 @@ class SGLang(OpenAIHTTP):
 
     async def unload_adapter(self, replica: Replica, name: str) -> None:
         """One that is not there is no error."""
-        if name in ((await self.probe(replica)).models or {}):
+        probe = await self.probe(replica)
+        if probe.models is None:
+            raise UpstreamError(f"The engine does not say which adapters it has: {probe.reason}.")
+        if name in probe.models:
             await self._change(replica, "/unload_lora_adapter", {"lora_name": name})
 
     async def _change(self, replica: Replica, path: str, order: dict[str, object]) -> None:
         """Raises EngineRefused also for a failure inside HTTP 200."""
         body = await self._operate(replica, path, order, self.patience.adapter_timeout_s)
-        answer = msgspec.json.decode(body, type=_Changed)
+        try:
+            answer = msgspec.json.decode(body, type=_Changed)
+        except NOT_JSON as error:
+            raise UpstreamError(f"The engine's answer is not the JSON it should be: {error}.") from None
         if not answer.success:
             raise EngineRefused(400, answer.error_message or "the engine gave no reason", type="invalid_request_error")
 

@@ -319,6 +319,21 @@ def test_an_adapter_of_sglang_is_never_answered_by_the_base_model(tmp_path: Any)
             assert fake.stats()["weights"] == {"tuned": 1}
 
 
+def test_adapters_of_sglang_come_and_go_and_a_refused_one_is_told_in_its_words(tmp_path: Any) -> None:
+    with start_fake("--engine", "sglang", "--model", "served", "--enable-lora") as fake:
+        settings = config(fake.url, model="public", deployment={"engine": "sglang", "model": "served"})
+        with start_gateway(settings) as gateway:
+            side = Side("sglang", fake, gateway)
+            url = f"{gateway.url}/admin/adapters"
+            refused = httpx.post(url, json={"name": "a", "model": "public", "path": str(tmp_path / "nowhere")})
+            assert (refused.status_code, "No adapter found" in refused.text) == (400, True)
+            httpx.post(url, json={"name": "a", "model": "public", "path": str(tmp_path)}).raise_for_status()
+            assert side.ask(model="a").status_code == 200
+            httpx.delete(f"{url}/a").raise_for_status()
+            assert side.ask(model="a").status_code == 404
+            assert [card["id"] for card in httpx.get(f"{fake.url}/v1/models").json()["data"]] == ["served"]
+
+
 def test_an_adapter_of_trtllm_goes_with_every_request_and_a_wrong_path_is_told_at_once(tmp_path: Any) -> None:
     with start_fake("--engine", "trtllm", "--model", "served") as fake:
         settings = config(fake.url, model="public", deployment={"engine": "trtllm", "model": "served"})
