@@ -14,6 +14,7 @@ from gateway.protos import inference_pb2 as pb
 from gateway.protos.inference_pb2_grpc import GRPCInferenceServiceServicer
 from gateway.routing.router import Model
 from gateway.rpc.entrance import Entrance
+from gateway.rpc.kserve_statistics import statistics
 from gateway.rpc.kserve_stream import InferStream
 from gateway.rpc.outbox import deliver
 from gateway.rpc.status import Context
@@ -70,7 +71,9 @@ class KServe(GRPCInferenceServiceServicer):
 
     async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Context) -> pb.ServerMetadataResponse:  # noqa: ARG002
         return pb.ServerMetadataResponse(
-            name=PLATFORM, version=version("penstock"), extensions=["model_configuration", "model_repository"]
+            name=PLATFORM,
+            version=version("penstock"),
+            extensions=["model_configuration", "model_repository", "statistics"],
         )
 
     async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
@@ -110,6 +113,18 @@ class KServe(GRPCInferenceServiceServicer):
                 elif not request.ready:
                     response.models.add(name=name, version=VERSION, state="UNAVAILABLE", reason=model.why_not_ready())
             return response
+
+    async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:
+        async with self._known(context):
+            if request.name:
+                self._find(request.name, request.version)
+            names = [request.name] if request.name else list(self._models())
+            return pb.ModelStatisticsResponse(
+                model_stats=[
+                    statistics(name, (deployment.series for deployment in self._models()[name].deployments))
+                    for name in names
+                ]
+            )
 
     def _models(self) -> dict[str, Model]:
         return self._router.models | self._router.adapters

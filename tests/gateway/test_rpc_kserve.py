@@ -291,6 +291,26 @@ def test_a_request_is_an_access_line_and_counted_under_its_door(
     assert (line["endpoint"], line["status"], line["output_tokens"]) == ("grpc/kserve", 200, 5)
 
 
+def test_the_statistics_that_load_tools_read_count_what_was_answered(triton: TritonPeer, fake: FakeHandle) -> None:
+    before = counts(triton)
+    triton.infer("m", text_input=PROMPT)
+    fake.script({"error": {"status": 500}, "times": 1})
+    with pytest.raises(Refused):
+        triton.infer("m", text_input=PROMPT)
+    after = counts(triton)
+    assert [new - old for new, old in zip(after, before, strict=True)] == [1, 1, 1]
+    everything = triton.do("get_inference_statistics")["model_stats"]
+    assert [model["name"] for model in everything] == ["m", "other/name"]
+
+
+def counts(triton: TritonPeer) -> list[int]:
+    """Inferences, successes, failures."""
+    [told] = triton.do("get_inference_statistics", model_name="m")["model_stats"]
+    stats = told["inference_stats"]
+    assert int(stats["success"]["ns"]) >= int(stats["compute_infer"]["ns"]) > 0
+    return [int(told["inference_count"]), int(stats["success"]["count"]), int(stats["fail"].get("count", 0))]
+
+
 def access_lines(gateway: GatewayHandle) -> list[dict[str, Any]]:
     """Once the lines of the last requests are written: ten times a second."""
     import time
