@@ -34,8 +34,9 @@ class Shelf:
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def is_complete(self, deployment: Deployment, models: Cards | None) -> bool:
-        """Whether a replica that lists `models` has all of them; True where the engine does not load them itself."""
-        if not self.adapters or models is None or loader_of(deployment) is None:
+        """Whether a replica that lists `models` has all of them; True where the engine does not load them itself, or
+        lists nothing just now."""
+        if not self.adapters or not models or loader_of(deployment) is None:
             return True
         return all(_has(models, adapter) for adapter in self.adapters.values())
 
