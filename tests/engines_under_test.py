@@ -4,6 +4,7 @@ Apart from the suite so that other end-to-end tests start the same engines in th
 """
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,15 @@ MODEL = "penstock-starter"
 class EngineUnderTest:
     """`profile` as `penstock up --engine` takes it; `kind`: the gateway's word; `installs`: the folder of services/
     whose install.py knows whether it is there; `running`: the series of the engine's own gauge of running requests, on
-    the port that `metrics_flag` of its command line names (None: the engine's only port)."""
+    the port that `metrics_flag` of its command line names (None: the engine's only port); `lacks`: request fields
+    of the kind's capabilities that this way of running it has not, and must refuse by name."""
 
     profile: str
     kind: str
     running: str
     installs: str | None = None
     metrics_flag: str | None = None
+    lacks: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -55,14 +58,23 @@ class EngineUnderTest:
         return [pytest.mark.skipif(missing, reason=reason)]
 
 
-TRITON_ACTIVE = 'nv_trt_llm_request_metrics{model="tensorrt_llm",request_type="active"'
+TRITON = EngineUnderTest(
+    "triton/cpu",
+    "triton",
+    'nv_trt_llm_request_metrics{model="tensorrt_llm",request_type="active"',
+    installs="triton",
+    metrics_flag="--metrics-port",
+)
 EMBEDDED = EngineUnderTest("openvino", "openvino", "penstock_engine_num_requests_running")
 ENGINES = [
     EMBEDDED,
     EngineUnderTest("vllm", "vllm", "vllm:num_requests_running", installs="vllm"),
-    *(
-        EngineUnderTest(f"triton/{profile}", "triton", TRITON_ACTIVE, installs="triton", metrics_flag="--metrics-port")
-        for profile in ("cpu", "bls", "llmapi")
+    TRITON,
+    replace(TRITON, profile="triton/bls", lacks=frozenset({"logprobs"})),
+    replace(
+        TRITON,
+        profile="triton/llmapi",
+        lacks=frozenset({"logprobs", "response_format", "structured_outputs", "tool_choice", "ignore_eos"}),
     ),
     EngineUnderTest("sglang", "sglang", "sglang:num_running_reqs", installs="sglang"),
 ]
@@ -93,6 +105,7 @@ def deployment_of(stack: RunningStack) -> dict[str, Any]:
     return dict(deployment)
 
 
+@functools.cache
 def capabilities() -> dict[str, dict[str, Any]]:
     """The capability table the gateway itself goes by, by engine kind."""
     command = [sys.executable, "-m", "gateway", "engines", "--format", "json"]
