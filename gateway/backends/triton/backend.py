@@ -17,7 +17,7 @@ from gateway.backends.capabilities import Capabilities, EngineMetrics, Tested
 from gateway.backends.constraint import ConstraintKind
 from gateway.backends.openai_http import Patience
 from gateway.backends.triton.answer import Answer, Step
-from gateway.backends.triton.asked import Asked, decoded_fields, read_asked
+from gateway.backends.triton.asked import Asked, decoded_fields, read_asked, unsupported
 from gateway.backends.triton.checkpoint import read_checkpoint
 from gateway.backends.triton.choice import Choice
 from gateway.backends.triton.contracts.base import Answering, Contract
@@ -51,22 +51,26 @@ _NOTHING = Step(tokens=0)  # a final flag alone
 class Job:
     """A checked call, ready to be asked of a model: its prompts, `n` answers to each."""
 
-    def __init__(self, call: Call, asked: Asked, prompts: list[Prompt], contract: Contract) -> None:
+    def __init__(
+        self, call: Call, asked: Asked, prompts: list[Prompt], contract: Contract, *, has_matrices: bool
+    ) -> None:
         self.call = call
         self.asked = asked
         self.contract = contract
+        self._has_matrices = has_matrices
         self.envelope = Envelope(call)
         self.prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
         self._prompts = prompts
         self.count = len(prompts) * asked.n
         # A whole answer is asked for in one piece, unless it may have to be stopped here.
-        self.streams = call.stream or bool(asked.ending.strings or asked.ending.ids) or asked.tools.offered is not None
+        may_stop = bool(asked.ending.strings or asked.ending.ids) or asked.tools.offered is not None
+        self.streams = call.stream or (may_stop and contract.keeps_characters)
 
     def answering(self, index: int) -> Answering:
         prompt = self._prompts[index // self.asked.n]
         checkpoint = self.contract.checkpoint
         most = self.asked.ending.max_tokens or checkpoint.context - len(prompt.ids)
-        return Answering(self.asked, prompt, most, index % self.asked.n, self.streams)
+        return Answering(self.asked, prompt, most, index % self.asked.n, self.streams, self._has_matrices)
 
     def answer(self, answering: Answering) -> Answer:
         return Answer(
@@ -169,8 +173,10 @@ class Triton:
         fields = decoded_fields(call)
         asked = read_asked(call, fields, self._checkpoint)
         contract.refuse(asked)
+        if asked.bad_words and contract.speaks_ids and not self._wire(replica).has_matrices:
+            raise unsupported("bad_words", "lists of words are matrices, which Triton takes over gRPC only")
         prompts = await read_prompts(call.endpoint, fields, asked, self._checkpoint)
-        job = Job(call, asked, prompts, contract)
+        job = Job(call, asked, prompts, contract, has_matrices=self._wire(replica).has_matrices)
         if job.count > MOST_ANSWERS:
             name = "n" if asked.n > 1 else "prompt"
             raise InvalidRequest(f"One request may ask for {MOST_ANSWERS} answers, not {job.count}.", param=name)

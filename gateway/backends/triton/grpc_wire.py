@@ -33,6 +33,8 @@ _T = TypeVar("_T")
 
 
 class GrpcWire:
+    has_matrices = True
+
     def __init__(self, patience: Patience) -> None:
         self._patience = patience
         self._stubs: dict[str, _Stub] = {}

@@ -30,6 +30,8 @@ _FINAL = Outputs({}, final=True)
 
 
 class HttpWire:
+    has_matrices = False  # generate reads one list a tensor
+
     def __init__(self, patience: Patience) -> None:
         self._patience = patience
         self._pools: dict[str, Pool] = {}
@@ -199,11 +201,8 @@ def _model(replica: Replica) -> str:
 
 
 def _json_value(tensor: Tensor) -> Any:
-    """Scalars as such, lists as lists, matrices as lists of rows: the server adds the batch dimension itself."""
+    """Scalars as such, lists as lists: the server adds the batch dimension itself."""
     values = [value.decode() if isinstance(value, bytes) else value for value in tensor.values]
-    width = tensor.shape[-1]
-    if len(tensor.shape) > 1 and len(values) > width:
-        return [values[begin : begin + width] for begin in range(0, len(values), width)]
     return values[0] if len(values) == 1 else values
 
 

@@ -21,7 +21,12 @@ def unique_id(call: Call) -> str:
 
 
 class Wire(Protocol):
-    """Raises PenstockError subclasses only."""
+    """Raises PenstockError subclasses only.
+
+    `has_matrices`: tensors may have more than one dimension besides the batch's.
+    """
+
+    has_matrices: bool
 
     async def why_not_ready(self, replica: Replica) -> str:
         """Why the replica's model cannot answer now; empty when it can."""

@@ -27,13 +27,14 @@ _REGEX_SIGNS = re.compile(r"([\\^$.|?*+()\[\]{}])")
 
 
 class Answering(msgspec.Struct, frozen=True):
-    """One answer that is asked of a model. `number`: which of the `n` to the same prompt."""
+    """One answer that is asked of a model. `number`: which of the `n` to the same prompt; `has_matrices`: the wire."""
 
     asked: Asked
     prompt: Prompt
     max_tokens: int
     number: int = 0
     stream: bool = True
+    has_matrices: bool = True
 
 
 class Contract(ABC):
@@ -45,8 +46,13 @@ class Contract(ABC):
     name: ClassVar[str]
     names: ClassVar[Mapping[str, tuple[str, ...]]]
     gateway_fields: ClassVar[frozenset[str]] = frozenset()
+    speaks_ids: ClassVar[bool] = False
+    """Token ids, not text."""
     end_is_counted: ClassVar[bool] = False
     """Its counts include the token that ended the answer."""
+
+    keeps_characters: bool = True
+    """A stream's responses join to the whole text: none was decoded without the bytes that complete its characters."""
 
     def __init__(self, model: ModelInfo, checkpoint: Checkpoint) -> None:
         self.model = model

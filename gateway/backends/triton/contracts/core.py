@@ -30,6 +30,7 @@ class Core(Contract):
         "bad_words": ("bad_words_list",),
         "logprobs": ("return_log_probs",),
     }
+    speaks_ids: ClassVar[bool] = True
     gateway_fields: ClassVar[frozenset[str]] = frozenset({"stop_token_ids", "skip_special_tokens"})
 
     def wanted_outputs(self) -> Sequence[str]:
@@ -47,11 +48,12 @@ class Core(Contract):
         if asked.logprobs:
             self.put(inputs, "logprobs", True)
         encode = self.checkpoint.tokens.encode
+        stops = stop_words(asked, self.checkpoint) if answering.has_matrices else []
         for name, words in (
-            ("stop_words_list", stop_words(asked, self.checkpoint)),
+            ("stop_words_list", stops),
             ("bad_words_list", [encode(word) for word in asked.bad_words]),
         ):
-            if words:
+            if words and name in self.model.inputs:
                 values, width = word_list(words)
                 inputs.put(name, *values, width=width)
 

@@ -24,6 +24,7 @@ class FasterTransformer(Contract):
         "presence_penalty": ("presence_penalty",),
         "min_tokens": ("min_length",),
     }
+    speaks_ids: ClassVar[bool] = True
     gateway_fields: ClassVar[frozenset[str]] = frozenset({"stop_token_ids", "skip_special_tokens"})
 
     def wanted_outputs(self) -> Sequence[str]:
@@ -36,7 +37,7 @@ class FasterTransformer(Contract):
         inputs.put("request_output_len", answering.max_tokens)
         inputs.put_known("end_id", checkpoint.end_id)
         words = stop_words(answering.asked, checkpoint)
-        if words and "stop_words_list" in self.model.inputs:
+        if words and answering.has_matrices and "stop_words_list" in self.model.inputs:
             values, width = word_list(words)
             inputs.put("stop_words_list", *values, width=width)
 

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from gateway.backends.triton.answer import Step
+from gateway.backends.triton.checkpoint import Checkpoint
 from gateway.backends.triton.contracts.base import Answering, Contract, Reader
 from gateway.backends.triton.contracts.core import NO_END
-from gateway.backends.triton.tensors import Inputs
+from gateway.backends.triton.tensors import Inputs, ModelInfo
 
 _BROKEN = "\ufffd"
 
@@ -31,6 +32,10 @@ class Legacy(Contract):
         "ignore_eos": ("end_id",),
         "bad_words": ("bad_words",),
     }
+
+    def __init__(self, model: ModelInfo, checkpoint: Checkpoint) -> None:
+        super().__init__(model, checkpoint)
+        self.keeps_characters = model.parameters.get("accumulate_tokens", "").lower() in ("true", "1")
 
     def wanted_outputs(self) -> Sequence[str]:
         counts = "return_num_output_tokens" in self.model.inputs
@@ -51,8 +56,7 @@ class Legacy(Contract):
             self.put(inputs, "bad_words", *(word.encode() for word in asked.bad_words))
 
     def reader(self, answering: Answering) -> Reader:
-        gathers = self.model.parameters.get("accumulate_tokens", "").lower() in ("true", "1")
-        return Texts("num_output_tokens", cumulative=gathers and answering.stream).read
+        return Texts("num_output_tokens", cumulative=self.keeps_characters and answering.stream).read
 
 
 class Texts:
