@@ -364,3 +364,4 @@ def test_a_crowd_that_leaves_leaves_nothing_behind(
         thread.join()
     fake.wait(lambda stats: stats["aborted"] == 20 and stats["active"] == 0)
     assert door.metric("penstock_requests_in_flight") == 0
+    assert "Traceback" not in door.log()
