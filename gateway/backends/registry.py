@@ -2,22 +2,25 @@
 `penstock.backends`: a name and a class that takes `Patience` and the checkpoint's folder (or None) and keeps
 the contract of base.py."""
 
+from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 from gateway.backends.base import Backend
-from gateway.backends.lightllm import LightLLM
-from gateway.backends.mnn import MNN
-from gateway.backends.openai_http import OpenAIHTTP, Patience
-from gateway.backends.openvino import OpenVINO
-from gateway.backends.sglang import SGLang
-from gateway.backends.triton.backend import Triton
-from gateway.backends.trtllm import TRTLLM
-from gateway.backends.vllm import VLLM
+from gateway.backends.openai_http import Patience
 
-BUILT_IN: dict[str, type[OpenAIHTTP] | type[Triton]] = {
-    cls.kind: cls for cls in (OpenAIHTTP, VLLM, OpenVINO, SGLang, TRTLLM, LightLLM, MNN, Triton)
+BUILT_IN = {
+    "lightllm": "lightllm:LightLLM",
+    "mnn": "mnn:MNN",
+    "openai": "openai_http:OpenAIHTTP",
+    "openvino": "openvino:OpenVINO",
+    "sglang": "sglang:SGLang",
+    "triton": "triton.backend:Triton",
+    "trtllm": "trtllm:TRTLLM",
+    "vllm": "vllm:VLLM",
 }
+"""Loaded when first asked for: who has no Triton need not hold gRPC, tokenizers and templates in memory."""
 
 
 def engine_kinds() -> list[str]:
@@ -27,19 +30,19 @@ def engine_kinds() -> list[str]:
 
 def backend_class(kind: str) -> type[Backend]:
     """Raises LookupError when no backend has that name."""
+    found: type[Backend]
     if kind in BUILT_IN:
-        return BUILT_IN[kind]
+        module, _, name = BUILT_IN[kind].partition(":")
+        found = getattr(import_module(f"gateway.backends.{module}"), name)
+        return found
     for entry_point in entry_points(group="penstock.backends", name=kind):
-        found: type[Backend] = entry_point.load()
+        found = entry_point.load()
         return found
     raise LookupError(f"no backend for engine {kind!r}; there are: {', '.join(engine_kinds())}")
 
 
 def make_backend(kind: str, patience: Patience, checkpoint: Path | None = None) -> Backend:
     """Raises LookupError when no backend has that name."""
-    if kind in BUILT_IN:
-        return BUILT_IN[kind](patience, checkpoint)
-    for entry_point in entry_points(group="penstock.backends", name=kind):
-        backend: Backend = entry_point.load()(patience, checkpoint)
-        return backend
-    raise LookupError(f"no backend for engine {kind!r}; there are: {', '.join(engine_kinds())}")
+    make: Any = backend_class(kind)
+    backend: Backend = make(patience, checkpoint)
+    return backend
