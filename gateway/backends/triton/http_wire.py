@@ -119,7 +119,7 @@ class HttpWire:
                 status = await connection.head()
                 if call is not None and status != 200:
                     answer = await connection.read_all(ANSWER_LIMIT_BYTES)
-                    raise engine_error(status, answer.removeprefix(b"data:"))  # an event, also as an error
+                    raise _refused(status, answer.removeprefix(b"data:"))  # an event, also as an error
                 return connection
             except UpstreamError as error:
                 connection.release()
@@ -194,6 +194,13 @@ class _Reader:
             raise message_error(str(event["error"]))
         values = {name: _listed(event[name]) for name in self._outputs if name in event}
         self.held.append(Outputs(values, final=False))
+
+
+def _refused(status: int, body: bytes) -> PenstockError:
+    error = engine_error(status, body)
+    if status == 404:  # not what the client named, but the model in our configuration
+        return UpstreamError(f"The engine does not have the model ready: {error.message}.")
+    return error
 
 
 def _model(replica: Replica) -> str:
