@@ -23,7 +23,8 @@ _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 class HttpClient(Exchange):
-    """The exchange as a `Transport`. `voice` tells failures: itself, or the translator that a door put before it."""
+    """The exchange as a `Transport`. `voice`: the translator that a door put before it, which tells failures; itself
+    when None. Taken away at the end: a circle would keep the exchange until the collector comes."""
 
     __slots__ = ("id_header", "request_id", "voice")
 
@@ -31,7 +32,7 @@ class HttpClient(Exchange):
         request_id = accept_request_id(self.headers.get(b"x-request-id"))
         self.request_id = request_id.decode()
         self.id_header = b"x-request-id: %b\r\n" % request_id
-        self.voice: Client = self
+        self.voice: Client | None = None
 
     def reply(self, reply: Reply) -> None:
         self.respond(200, self.id_header + _JSON, reply.body)
@@ -81,18 +82,21 @@ def guarded(endpoint: Endpoint, service: Service, answer: Callable[[HttpClient, 
             await answer(client, received_s)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001
             tell(error, client, service, endpoint, received_s)
+        finally:
+            client.voice = None
 
     return handle
 
 
 def tell(error: BaseException, client: HttpClient, service: Service, endpoint: Endpoint, received_s: float) -> None:
     """What went wrong before, or outside of, `Service.serve`, which tells the client of its own failures."""
+    voice = client.voice or client
     if isinstance(error, PenstockError):
         service.telemetry.refused(endpoint, client.request_id, error, received_s)
-        client.voice.fail(error)
+        voice.fail(error)
     elif isinstance(error, asyncio.CancelledError):
         if not client.disconnected:  # else there is nobody to be told
-            client.voice.fail(Draining("The gateway shut down before this answer was finished."))
+            voice.fail(Draining("The gateway shut down before this answer was finished."))
     else:
         log.error("request %s failed inside the gateway", client.request_id, exc_info=error)
-        client.voice.fail(PenstockError("The gateway failed; its log says why."))
+        voice.fail(PenstockError("The gateway failed; its log says why."))
