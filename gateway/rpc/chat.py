@@ -6,7 +6,7 @@ from gateway.protos.penstock.v1.chat_pb2_grpc import ChatServiceServicer
 from gateway.rpc.chat_answer import StreamedAnswer, WholeAnswer
 from gateway.rpc.chat_request import body_of
 from gateway.rpc.entrance import Entrance
-from gateway.rpc.outbox import deliver
+from gateway.rpc.outbox import Outbox, deliver
 from gateway.rpc.status import Context
 
 NAME = pb.DESCRIPTOR.services_by_name["ChatService"].full_name
@@ -27,7 +27,7 @@ class ChatService(ChatServiceServicer):
 
     async def Stream(self, request: pb.StreamRequest, context: Context) -> None:
         async with self._entrance.rpc(context, DOOR) as asker:
-            outbox = self._entrance.outbox(pb.StreamResponse)
+            outbox: Outbox[pb.StreamResponse] = self._entrance.outbox()
             client = StreamedAnswer(asker.request_id, request.chat.model, outbox)
             work = self._entrance.intake.serve(asker, Endpoint.CHAT, lambda: body_of(request.chat, stream=True), client)
             await deliver(context, outbox, work)

@@ -13,6 +13,7 @@ from gateway.core.call import Endpoint
 from gateway.core.errors import ClientTooSlow, Draining, PenstockError
 from gateway.protos import inference_pb2 as pb
 from gateway.rpc.entrance import Entrance
+from gateway.rpc.outbox import Outbox
 from gateway.rpc.tensor_codec import put, tensors_of
 from gateway.serving.intake import Asker
 from gateway.serving.tensor_answer import Outputs, TensorAnswer
@@ -28,7 +29,7 @@ class InferStream:
     """`error` is how the stream ends, if not well. `ends_on_error`: at the first error of any request."""
 
     def __init__(self, entrance: Entrance, asker: Asker, *, ends_on_error: bool) -> None:
-        self.outbox = entrance.outbox(pb.ModelStreamInferResponse)
+        self.outbox: Outbox[pb.ModelStreamInferResponse] = entrance.outbox()
         self.error: PenstockError | None = None
         self._entrance = entrance
         self._asker = asker

@@ -59,7 +59,9 @@ class TensorAnswer(Listener):
         outputs |= self._shaped("finish_reason", [self._finish_reason.encode()])
         if self.asked.outputs & {"num_input_tokens", "num_output_tokens"}:
             if self._usage is None:
-                raise UpstreamError("The engine told no token counts.")
+                error = UpstreamError("The engine told no token counts.")
+                error.retryable = False  # what another one says would come after what this one has said
+                raise error
             outputs |= self._shaped("num_input_tokens", [self._usage.prompt_tokens])
             outputs |= self._shaped("num_output_tokens", [self._usage.output])
         return outputs
