@@ -3,7 +3,7 @@
 Apart from both doors, whose clients hear the answer (events.py) and put here what they heard.
 """
 
-from gateway.core.errors import UpstreamError
+from gateway.core.errors import EngineRefused
 from gateway.serving.events import FullUsage, Listener, Logprobs
 from gateway.serving.tensors import OUTPUTS, Asked, Tensor
 
@@ -54,14 +54,12 @@ class TensorAnswer(Listener):
         return outputs
 
     def last(self) -> Outputs:
-        """The rest of the text, why it ended, and the counts. Raises UpstreamError for a count the engine kept back."""
+        """The rest of the text, why it ended, and the counts. Raises EngineRefused for a count the engine kept back."""
         outputs = self.piece() or self._shaped("text_output", [b""])
         outputs |= self._shaped("finish_reason", [self._finish_reason.encode()])
         if self.asked.outputs & {"num_input_tokens", "num_output_tokens"}:
             if self._usage is None:
-                error = UpstreamError("The engine told no token counts.")
-                error.retryable = False  # what another one says would come after what this one has said
-                raise error
+                raise EngineRefused(502, "The engine told no token counts.", type="server_error", code="engine_error")
             outputs |= self._shaped("num_input_tokens", [self._usage.prompt_tokens])
             outputs |= self._shaped("num_output_tokens", [self._usage.output])
         return outputs

@@ -121,6 +121,21 @@ def test_a_broken_stream_is_unavailable_never_a_short_answer(stub: ChatServiceSt
     assert failure(lambda: list(stream(stub, chat()))).code() is CODE.UNAVAILABLE
 
 
+def test_another_replica_is_tried_before_the_client_hears_of_a_failure(
+    fake: FakeHandle, fakes: tuple[FakeHandle, FakeHandle]
+) -> None:
+    settings = config(*(engine.url for engine in fakes), rpc={"port": 0}, deployment={"policy": "round_robin"})
+    with start_gateway(settings) as gateway, chat_stub(gateway) as stub:
+        deadline_s = time.monotonic() + 20
+        while gateway.metric("penstock_replica_ready") < 2:
+            assert time.monotonic() < deadline_s, gateway.log()
+            time.sleep(0.05)
+        fake.script({"die": {"at": "before_headers"}})
+        assert [bool(whole(stub, chat())) for _ in range(4)] == [True] * 4
+        assert [bool(text_of(stream(stub, chat()))) for _ in range(4)] == [True] * 4
+        assert fake.stats()["died"] > 0
+
+
 def test_who_should_come_back_is_told_when(fake: FakeHandle) -> None:
     settings = config(fake.url, rpc={"port": 0}, deployment={"max_waiting": 0})
     settings["models"]["m"]["deployments"]["main"]["replicas"]["r0"]["max_in_flight"] = 1

@@ -245,6 +245,12 @@ def test_a_late_failure_is_an_error_after_the_pieces(stream: TritonPeer, fake: F
     assert error["message"] == "out of luck"
 
 
+def test_counts_that_the_engine_keeps_back_are_an_error_not_zeros(stream: TritonPeer, fake: FakeHandle) -> None:
+    fake.script({"tokens": ["a"], "usage_chunk": "never"})
+    stream.ask("m", "a", text_input="x", stream=True, return_num_output_tokens=True)
+    assert stream.until_final()[-1]["message"] == "The engine told no token counts."
+
+
 def test_a_client_that_wants_statuses_gets_one_and_its_stream_ends(triton: TritonPeer, fake: FakeHandle) -> None:
     triton.do("start_stream", headers={"triton_grpc_error": "true"})
     try:
