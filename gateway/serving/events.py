@@ -17,7 +17,7 @@ import msgspec
 from gateway.backends.errors import NOT_JSON
 from gateway.backends.sse import payloads
 from gateway.core.call import Client, Reply
-from gateway.core.errors import PenstockError, UpstreamError
+from gateway.core.errors import EngineRefused, PenstockError, UpstreamError
 
 
 class Function(msgspec.Struct, gc=False):
@@ -200,8 +200,9 @@ class Listener:
                 if not payload.startswith(b"[DONE]"):
                     self.hear(payload)
         except UpstreamError as error:
-            error.retryable = False  # the hooks have heard a part already
-            raise
+            # Not to be tried again: the hooks have heard a part already. Nor of a kind that a backend takes, once
+            # [DONE] is there, for a connection that broke after its answer: nobody would hear of it.
+            raise EngineRefused(502, error.message, type=error.type, code=error.code) from None
 
     def hear(self, payload: bytes) -> None:
         """The JSON of one event, or of a whole answer. Raises UpstreamError when it is not the JSON it should be."""

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gateway.core.call import Reply
-from gateway.core.errors import UpstreamError
+from gateway.core.errors import EngineRefused, UpstreamError
 from gateway.serving.events import FullUsage, Listener, Logprobs, ToolCall
 
 
@@ -122,7 +122,7 @@ def test_logprobs_come_with_their_text_even_when_it_is_empty() -> None:
 
 @pytest.mark.parametrize("data", [b"data: {nonsense\n\n", b'data: {"choices": 3}\n\n', b"data: \xff\n\n"])
 def test_an_event_that_is_not_one_ends_the_stream_and_is_not_tried_elsewhere(data: bytes) -> None:
-    with pytest.raises(UpstreamError, match="not the JSON it should be") as caught:
+    with pytest.raises(EngineRefused, match="not the JSON it should be") as caught:
         Heard().open_stream(data)
     assert not caught.value.retryable
 
