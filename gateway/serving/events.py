@@ -216,7 +216,7 @@ class Listener:
                 self._hear_said(choice.index, said, choice.logprobs)
             elif choice.text or choice.logprobs is not None:
                 self.on_text(choice.index, choice.text or "", choice.logprobs)
-            if choice.finish_reason is not None:
+            if choice.finish_reason:  # MNN: empty while it goes on
                 stop = choice.stop_reason or choice.matched_stop
                 if isinstance(stop, str):
                     self.on_stop(choice.index, stop)

@@ -36,6 +36,9 @@ class Heard(Listener):
             ("tool", index, part.index, part.id, function and function.name, function and function.arguments)
         )
 
+    def on_stop(self, index: int, text: str) -> None:
+        self.pieces.append(("stop", index, text))
+
     def on_finish(self, index: int, reason: str) -> None:
         self.pieces.append(("finish", index, reason))
 
@@ -82,6 +85,13 @@ def test_a_chat_stream_is_heard_piece_by_piece() -> None:
     ]
     assert heard.flushes[0] == (True, False, 1)
     assert heard.flushes[-1] == (False, True, 10)
+
+
+def test_the_stop_string_is_heard_before_the_finish_and_an_empty_reason_is_none() -> None:
+    heard = Heard()
+    for finish, extra in (("", {}), ("stop", {"stop_reason": "END"}), ("stop", {"matched_stop": 7})):
+        heard.send(event(choices=[{"index": 0, "delta": {}, "finish_reason": finish, **extra}]))
+    assert heard.pieces == [("stop", 0, "END"), ("finish", 0, "stop"), ("finish", 0, "stop")]
 
 
 def test_a_whole_answer_is_heard_like_a_stream() -> None:
