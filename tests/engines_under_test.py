@@ -82,12 +82,12 @@ ENGINES = [
 
 @contextlib.contextmanager
 def served_by(engine: EngineUnderTest, folder: Path, *args: str) -> Iterator[RunningStack]:
-    """The starter on `engine`, as `make serve` starts it; `base_url` is the gateway's."""
-    port = free_port()
-    flags = ("--engine", engine.profile, "--model", str(CHECKPOINT), "--name", MODEL, "--port", str(port))
-    with stack_of(folder, *flags, *args) as running:
+    """The starter on `engine`, as `make serve` starts it; `base_url` is the gateway's, `rpc` its gRPC door's."""
+    port, rpc = free_port(), free_port()
+    flags = ["--engine", engine.profile, "--model", str(CHECKPOINT), "--name", MODEL, "--port", str(port)]
+    with stack_of(folder, *flags, "--grpc-port", str(rpc), *args) as running:
         running.wait_for("ready at", patience_s=600)
-        running.base_url = f"http://127.0.0.1:{port}/v1"
+        running.base_url, running.rpc = f"http://127.0.0.1:{port}/v1", f"127.0.0.1:{rpc}"
         yield running
 
 

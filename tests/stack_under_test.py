@@ -29,7 +29,7 @@ class RunningStack:
     ) -> None:
         self.mark = uuid.uuid4().hex
         self.run_dir = folder / "run"
-        self.base_url = ""
+        self.base_url = self.rpc = ""
         self._lines: list[str] = []
         self._sessions: set[int] = set()
         command = command or [sys.executable, "-m", "stack", *args, "--run-dir", str(self.run_dir)]

@@ -15,9 +15,11 @@ from typing import Any
 
 import openai
 import pytest
+from anthropic import Anthropic
 from openai import OpenAI
 
 from engines_under_test import EMBEDDED, ENGINES, MODEL, EngineUnderTest, capabilities, running_requests, served_by
+from rpc import TritonPeer
 from stack_under_test import RunningStack
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -261,6 +263,41 @@ def test_a_streamed_tool_call_says_the_same(client: OpenAI, engine: EngineUnderT
     assert "".join(piece.name or "" for piece in pieces) == whole.name
     assert json.loads("".join(piece.arguments or "" for piece in pieces)) == json.loads(whole.arguments)
     assert len(pieces) > 2
+
+
+# ---- other doors: the same words ----
+
+
+def test_tritonclient_streams_the_same_greedy_words(client: OpenAI, stack: RunningStack) -> None:
+    expected = client.completions.create(model=MODEL, prompt="What is 2 * 5?", max_tokens=24, temperature=0)
+    with TritonPeer(stack.rpc) as triton:
+        triton.do("start_stream")
+        triton.ask(MODEL, "a", text_input="What is 2 * 5?", max_tokens=24, stream=True, return_num_output_tokens=True)
+        *pieces, last, empty = triton.until_final()
+        triton.do("stop_stream")
+    assert "".join(piece["outputs"]["text_output"] for piece in [*pieces, last]) == expected.choices[0].text
+    assert last["outputs"]["num_output_tokens"] == expected.usage.completion_tokens
+    assert empty["final"]
+
+
+def test_responses_and_messages_say_the_same_words(client: OpenAI, stack: RunningStack) -> None:
+    question = str(QUESTION[0]["content"])
+    expected = greedy(client, messages=QUESTION)
+    response = client.responses.create(model=MODEL, input=question, temperature=0, max_output_tokens=24)
+    assert response.output_text == expected.choices[0].message.content
+    assert response.usage.output_tokens == expected.usage.completion_tokens
+    with client.responses.stream(
+        model=MODEL, input=question, temperature=0, max_output_tokens=24, store=False
+    ) as events:
+        assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == response.output_text
+    with Anthropic(base_url=stack.base_url.removesuffix("/v1"), api_key="none", max_retries=0) as anthropic:
+        asked: dict[str, Any] = {"model": MODEL, "messages": QUESTION, "max_tokens": 24}
+        asked["extra_body"] = {"temperature": 0}
+        message = anthropic.messages.create(**asked)
+        assert message.content[0].text == response.output_text
+        assert message.usage.output_tokens == expected.usage.completion_tokens
+        with anthropic.messages.stream(**asked) as stream:
+            assert "".join(stream.text_stream) == response.output_text
 
 
 # ---- bad input and faults ----

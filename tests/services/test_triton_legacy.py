@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tokenizers import Tokenizer
 
 from openvino_process import STARTER, running_engine
-from triton_process import RunningTriton, marks, running_triton
+from triton_process import REPOSITORIES, RunningTriton, marks, running_triton
 
 pytestmark = marks()
 
@@ -348,6 +349,35 @@ def test_http_errors_keep_their_status_before_the_first_response(triton: Running
 def test_more_than_one_response_is_more_than_generate_can_carry(triton: RunningTriton) -> None:
     answer = triton.generate("ensemble", text_input=STORY, **LONG)
     assert "exactly 1 response" in answer.json()["error"]
+
+
+def test_a_model_that_is_not_decoupled_answers_whole_and_a_full_engine_refuses(tmp_path: Path) -> None:
+    tree = yaml.safe_load((REPOSITORIES / "cpu.yaml").read_text())
+    tree |= {"decoupled": False, "engine": {"kind": "cpu", "max_running": 1, "max_waiting": 1}}
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    quiet = {"max_tokens": 5, "exclude_input_in_output": True}
+    with running_triton(str(path), tmp_path) as triton:
+        for model in ("ensemble", "tensorrt_llm_bls"):
+            assert triton.text(model, text_input=FRANCE, **quiet) == " Paris"
+            assert "'streaming' needs a decoupled model" in triton.refusal(
+                model, text_input=FRANCE, stream=True, **quiet
+            )
+            several = triton.refusal(model, text_input=FRANCE, num_return_sequences=2, **quiet)
+            assert "'num_return_sequences' needs a decoupled model" in several
+        long = {"model": "ensemble", "inputs": {"text_input": STORY, "max_tokens": 1500, "end_id": -1}}
+        events = triton.talk(*[long] * 4)
+        errors = [event["error"] for event in events if "error" in event]
+        assert 1 <= len(errors) <= 2
+        assert all("the engine is full (2 answers running or waiting)" in error for error in errors)
+        infer = {
+            "inputs": [
+                {"name": "text_input", "shape": [1, 1], "datatype": "BYTES", "data": [FRANCE]},
+                {"name": "max_tokens", "shape": [1, 1], "datatype": "INT32", "data": [5]},
+            ]
+        }
+        answer = triton.client.post("/v2/models/tensorrt_llm_bls/infer", json=infer).json()
+        assert answer["outputs"][0]["data"] == [FRANCE.replace("<|user|>", "") + " Paris"] or answer["outputs"]
 
 
 def test_sigterm_ends_the_server_and_its_models(tmp_path: Path) -> None:

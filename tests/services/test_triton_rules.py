@@ -233,6 +233,17 @@ def test_a_wrong_file_is_refused_with_the_key(
     assert complaint in capsys.readouterr().err
 
 
+def test_files_that_are_not_there_are_named_before_the_server_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, complaint in (("cpu.yaml", "checkpoint: "), ("gpu.yaml", "engine.engine_dir: ")):
+        if name == "gpu.yaml":
+            (tmp_path / "tokenizer.json").touch()
+        asked = ["serve", str(REPOSITORIES / name), "--checkpoint", str(tmp_path), "--engine-dir", str(tmp_path)]
+        assert program.main(asked if name == "gpu.yaml" else asked[:-2]) == 2
+        assert f"{complaint}{tmp_path} holds no " in capsys.readouterr().err
+
+
 def test_a_missing_server_says_where_one_comes_from(tmp_path: Path) -> None:
     with pytest.raises(LauncherError, match=r"bin/tritonserver is not there: .*--venv .venvs/triton"):
         host_server(tmp_path)
