@@ -2,15 +2,17 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import httpx
 import pytest
 
 from fake_triton_models import MODELS
 from gateways import GatewayHandle, config, start_gateway
-from tritons import CHECKPOINT, chat, content, events, post
+from tritons import CHECKPOINT, HELLO, chat, content, events, post
 
 OK = [{"text_output": " one", "num_output_tokens": 1}, {"text_output": " one two", "num_output_tokens": 1}]
 
@@ -21,6 +23,8 @@ class Canned(ThreadingHTTPServer):
     events: list[Any] = OK
     status = 200
     cut = False
+    endless = False
+    left = threading.Event()  # the gateway closed the connection of an endless stream
     asked: dict[str, Any] = {}  # noqa: RUF012 (replaced, never changed)
     daemon_threads = True
 
@@ -51,11 +55,26 @@ class Handler(BaseHTTPRequestHandler):
         assert self.path == "/v2/models/model/generate_stream"
         server = self.server
         server.asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if server.endless:
+            self._go_on_forever()
+            return
         body = b"".join(
             b"data: " + (event if isinstance(event, bytes) else json.dumps(event).encode()) + b"\n\n"
             for event in server.events
         )
         self._answer(server.status, body, kind="text/event-stream; charset=utf-8", cut=server.cut)
+
+    def _go_on_forever(self) -> None:
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.end_headers()
+        self.close_connection = True
+        try:
+            while True:
+                self.wfile.write(b'data: {"text_output": " one", "num_output_tokens": 1}\n\n')
+                time.sleep(0.01)
+        except OSError:
+            self.server.left.set()
 
     def _answer(self, status: int, body: bytes, kind: str = "application/json", *, cut: bool = False) -> None:
         self.send_response(status)
@@ -123,6 +142,15 @@ def test_an_error_status_keeps_its_meaning(
     answer = post(gateway)
     assert answer.status_code == expected
     assert error in answer.json()["error"]["message"]
+
+
+def test_a_client_that_leaves_closes_the_connection(triton: Canned, gateway: GatewayHandle) -> None:
+    triton.endless = True
+    body = {"model": "m", "messages": HELLO, "stream": True}
+    with httpx.stream("POST", f"{gateway.url}/v1/chat/completions", json=body, timeout=20) as answer:
+        next(answer.iter_bytes())
+    triton.endless = False
+    assert triton.left.wait(10)
 
 
 def test_a_body_that_breaks_off_or_is_nonsense_is_an_error(triton: Canned, gateway: GatewayHandle) -> None:
