@@ -6,6 +6,7 @@ Source: SGLang 0.5.23 `srt/entrypoints/openai/protocol.py`, `srt/entrypoints/htt
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
@@ -14,11 +15,11 @@ from gateway.backends.capabilities import Adapters, Capabilities, EngineMetrics,
 from gateway.backends.constraint import Constraint, ConstraintKind, alternatives
 from gateway.backends.dialect import CONSTRAINTS, Fields, is_plain, present, raw, schema_format, take_constraint
 from gateway.backends.errors import NOT_JSON
-from gateway.backends.openai_http import OpenAIHTTP
+from gateway.backends.openai_http import OpenAIHTTP, Patience
 from gateway.core.call import Call, Endpoint
-from gateway.core.errors import EngineRefused, UpstreamError
+from gateway.core.errors import EngineRefused, InvalidRequest, PenstockError, UpstreamError
 from gateway.core.openai import OPENAI_FIELDS
-from gateway.core.replica import Replica
+from gateway.core.replica import Probe, Replica
 
 _EXTENSIONS = {
     "top_k", "min_p", "repetition_penalty", "ignore_eos", "min_tokens", "stop_token_ids", "skip_special_tokens",
@@ -28,7 +29,7 @@ _QUANTIZATION = frozenset({
     "awq", "awq_marlin", "gptq", "gptq_marlin", "fp8", "mxfp4", "modelopt", "modelopt_fp8", "modelopt_fp4",
     "compressed-tensors", "bitsandbytes", "gguf", "w8a8_int8", "w8a8_fp8", "auto-round",
 })  # fmt: skip
-_SPECIAL = CONSTRAINTS | {"include_stop_str_in_output", "instruction"}
+_SPECIAL = CONSTRAINTS | {"seed", "include_stop_str_in_output", "instruction"}
 
 
 class SGLang(OpenAIHTTP):
@@ -59,10 +60,20 @@ class SGLang(OpenAIHTTP):
     def upstream_model(self, replica: Replica, call: Call) -> str:
         return f"{replica.served_model}:{call.adapter}" if call.adapter else replica.served_model
 
+    def __init__(self, patience: Patience, checkpoint: Path | None = None) -> None:
+        super().__init__(patience, checkpoint)
+        self._heeds_seeds: dict[str, bool] = {}  # by replica
+
     def dialect(self, call: Call, fields: Fields) -> Fields:
         if is_plain(fields, _SPECIAL):
             return fields
         changed = present(fields)
+        if "seed" in changed and not (self._heeds_seeds and all(self._heeds_seeds.values())):
+            raise InvalidRequest(
+                "The engine (sglang) heeds 'seed' only when started with --enable-deterministic-inference.",
+                param="seed",
+                code="unsupported_parameter",
+            )
         wanted = take_constraint(call, changed, self.kind, self.capabilities)
         if wanted is not None:
             name, value = _spelled(wanted)
@@ -86,6 +97,23 @@ class SGLang(OpenAIHTTP):
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         rerank_id = f"rerank-{call.request_id}"
         return msgspec.json.encode({"id": rerank_id, "model": call.model, "usage": usage, "results": results})
+
+    async def probe(self, replica: Replica) -> Probe:
+        """Of one that comes up it is asked once whether it heeds seeds: without a flag it takes and ignores them."""
+        probe = await super().probe(replica)
+        if not probe.up:
+            self._heeds_seeds.pop(replica.name, None)
+        elif replica.name not in self._heeds_seeds:
+            self._heeds_seeds[replica.name] = await self._is_deterministic(replica)
+        return probe
+
+    async def _is_deterministic(self, replica: Replica) -> bool:
+        """False also when it does not say."""
+        try:
+            status, body = await self._get(replica, "/server_info")
+            return status == 200 and msgspec.json.decode(body, type=_ServerInfo).enable_deterministic_inference
+        except (PenstockError, *NOT_JSON):
+            return False
 
     async def load_adapter(self, replica: Replica, name: str, path: str) -> None:
         await self._change(replica, "/load_lora_adapter", {"lora_name": name, "lora_path": path})
@@ -114,6 +142,10 @@ class _Ranked(msgspec.Struct):
     index: int
     document: str | None = None
     meta_info: dict[str, Any] | None = None
+
+
+class _ServerInfo(msgspec.Struct):
+    enable_deterministic_inference: bool = False
 
 
 class _Changed(msgspec.Struct):

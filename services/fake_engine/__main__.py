@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--kv-tokens", type=int, default=1_000_000, metavar="N", help="size of the pretended KV cache (%(default)s)")
     add("--embedding-size", type=int, default=64, metavar="N", help="numbers in an embedding (%(default)s)")
     add("--api-key", metavar="KEY", help="require `Authorization: Bearer KEY` under /v1")
+    add("--deterministic", action="store_true", help="sglang: say that seeds are heeded")
     add("--enable-lora", action="store_true", help="offer the engine's routes to load and unload adapters")
     add("--idle-timeout-s", type=float, metavar="S", help="close a kept-alive connection after S idle seconds (never)")
     add("--startup-delay-s", type=float, default=0.0, metavar="S", help="seconds before the port opens (%(default)s)")
@@ -113,6 +114,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         api_key=options.api_key,
         idle_timeout_s=options.idle_timeout_s,
         enable_lora=options.enable_lora,
+        deterministic=options.deterministic,
     )
 
 

@@ -38,6 +38,7 @@ class Settings:
     api_key: str | None = None
     idle_timeout_s: float | None = None
     enable_lora: bool = False
+    deterministic: bool = False
 
 
 class Engine:

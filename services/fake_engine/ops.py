@@ -35,6 +35,8 @@ def operate(engine: "Engine", request: Request) -> Answered:
     if path in kind.health_paths:
         return engine.health_status, b"", JSON
     answers = {"/v1/models": _models}
+    if kind.manner == "sglang":
+        answers["/server_info"] = _server_info
     if kind.version is not None:
         answers["/version"] = _version
     if kind.metrics_path != "/metrics":
@@ -57,6 +59,10 @@ def _need(request: Request, method: str) -> None:
 
 def _version(engine: "Engine") -> Answered:
     return 200, msgspec.json.encode({"version": engine.kind.version}), JSON
+
+
+def _server_info(engine: "Engine") -> Answered:
+    return 200, msgspec.json.encode({"enable_deterministic_inference": engine.settings.deterministic}), JSON
 
 
 def _metrics(engine: "Engine") -> Answered:

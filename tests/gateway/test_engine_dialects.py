@@ -298,6 +298,22 @@ def test_a_header_that_would_steer_the_engine_stops_at_the_gateway(side: Side, k
     assert headers.keys().isdisjoint(side.fake.stats()["last_requests"][-1]["headers"])
 
 
+@pytest.mark.parametrize("flags", [[], ["--deterministic"]])
+def test_a_seed_that_sglang_would_ignore_is_refused(flags: list[str]) -> None:
+    deployment = {"engine": "sglang", "model": "served"}
+    with (
+        start_fake("--engine", "sglang", "--model", "served", *flags) as fake,
+        start_gateway(config(fake.url, model="public", deployment=deployment)) as gateway,
+    ):
+        side = Side("sglang", fake, gateway)
+        answer = side.ask(seed=7)
+        if flags:
+            assert (answer.status_code, side.got()["seed"]) == (200, 7)
+        else:
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, "seed")
+            assert side.ask(seed=None).status_code == 200
+
+
 # ---- SGLang's adapters ----
 
 
