@@ -40,6 +40,11 @@ def refuse_absent(values: dict[str, Any]) -> None:
             raise unsupported(name, "this gateway does not offer it")
     if values.get("service_tier") not in (None, "auto", "standard_only"):
         raise unsupported("service_tier", "there is one tier: 'auto' and 'standard_only'")
+    for index, tool in enumerate(values.get("tools") or []):
+        if tool.get("type") not in (None, "custom"):
+            raise unsupported(f"tools[{index}]", f"a tool of type {tool['type']!r} would have to run on this side")
+    if isinstance(values.get("system"), list):
+        _text_of(values["system"], "system")
 
 
 def chat_call(call: Call, values: dict[str, Any]) -> Call:
@@ -184,8 +189,6 @@ def _tools(values: dict[str, Any]) -> dict[str, Any]:
     chat: dict[str, Any] = {}
     for index, tool in enumerate(values.get("tools") or []):
         at = f"tools[{index}]"
-        if tool.get("type") not in (None, "custom"):
-            raise unsupported(at, f"a tool of type {tool['type']!r} would have to run on this side")
         function = {"name": _string(tool, "name", at), "parameters": tool.get("input_schema") or {"type": "object"}}
         function |= {name: tool[name] for name in ("description", "strict") if tool.get(name) is not None}
         chat.setdefault("tools", []).append({"type": "function", "function": function})

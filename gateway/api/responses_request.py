@@ -43,6 +43,9 @@ def refuse_absent(values: dict[str, Any]) -> None:
         raise unsupported("service_tier", "there is one tier: 'auto' and 'default'")
     if (values.get("stream_options") or {}).get("include_obfuscation"):
         raise unsupported("stream_options.include_obfuscation", "nothing is padded")
+    for index, tool in enumerate(values.get("tools") or []):
+        if tool.get("type") != "function":
+            raise unsupported(f"tools[{index}]", f"a tool of type {tool.get('type')!r} would have to run on this side")
 
 
 def unsupported(name: str, reason: str) -> InvalidRequest:
@@ -166,8 +169,6 @@ def _tools(values: dict[str, Any]) -> dict[str, Any]:
     tools = values.get("tools") or []
     chat: dict[str, Any] = {}
     for index, tool in enumerate(tools):
-        if tool.get("type") != "function":
-            raise unsupported(f"tools[{index}]", f"a tool of type {tool.get('type')!r} would have to run on this side")
         function = {name: tool[name] for name in ("name", "description", "parameters", "strict") if name in tool}
         _string(tool, "name", f"tools[{index}]")
         chat.setdefault("tools", []).append(

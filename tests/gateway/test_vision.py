@@ -199,6 +199,19 @@ def test_other_ways_to_name_a_url_are_refused_too(
     assert generations(fake) == []
 
 
+def test_no_other_field_names_what_to_fetch(served: GatewayHandle, fake: FakeHandle) -> None:
+    image = {"type": "image", "source": {"type": "url", "url": "http://127.0.0.1/x"}}
+    mcp = {"type": "mcp", "server_label": "x", "server_url": "http://127.0.0.1/x"}
+    hi = [{"role": "user", "content": "hi"}]
+    for path, body in (
+        ("/v1/messages", {"max_tokens": 5, "messages": hi, "system": [image]}),
+        ("/v1/messages", {"max_tokens": 5, "messages": hi, "tools": [{"type": "web_fetch", "name": "web_fetch"}]}),
+        ("/v1/responses", {"input": "hi", "store": False, "tools": [mcp]}),
+    ):
+        assert post(served, (path, {"model": "v", **body})).status_code == 400
+    assert generations(fake) == []
+
+
 def test_embeddings_are_of_text_alone(served: GatewayHandle, fake: FakeHandle) -> None:
     for given in ([{"image": "http://127.0.0.1/x"}], [{"text": "a", "image": "http://127.0.0.1/x"}], {"image": "x"}):
         answer = post(served, ("/v1/embeddings", {"model": "v", "input": given}))
