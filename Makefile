@@ -26,7 +26,7 @@ TRAIN_STAMP := $(TRAIN)/.penstock-train-$(DIGEST)
 help: ## This text
 	@printf 'Penstock: real language models behind one OpenAI-compatible gateway, on this machine.\n\n'
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@printf '\nserve takes ENGINE=openvino|vllm|triton MODEL=path-or-hub-id HOST=127.0.0.1 PORT=8000,\n'
+	@printf '\nserve takes ENGINE=openvino|vllm|triton|sglang MODEL=path-or-hub-id HOST=127.0.0.1 PORT=8000,\n'
 	@printf 'or STACK=stack.yaml (docs/stack.md); ARGS="..." is handed to `penstock up`. CONTRIBUTING.md says the rest.\n'
 
 serve: $(SERVE_STAMP) ## Serve a model on http://127.0.0.1:8000/v1 until Ctrl-C
