@@ -172,9 +172,9 @@ def test_a_dead_replica_is_passed_over() -> None:
         settings = {"engine": "triton", "model": "model", "checkpoint": str(CHECKPOINT), "policy": "round_robin",
                     "probe_interval_s": 30}  # fmt: skip
         with start_gateway(config(dead.url, alive.url, deployment=settings)) as gateway:
-            for _ in range(200):
-                if len(gateway.get("/ready")[1].get("replicas", [])) == 2:
-                    break
+            deadline_s = time.monotonic() + 20
+            while gateway.metric("penstock_replica_ready") < 2:
+                assert time.monotonic() < deadline_s
                 time.sleep(0.02)
             dead.kill()
             alive.script(answer=" here")
