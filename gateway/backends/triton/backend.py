@@ -5,10 +5,9 @@ Called by serving like any backend; contracts/ say what a model can be told.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from pathlib import Path
-from time import monotonic
 from typing import Any, ClassVar
 
 import msgspec
@@ -17,17 +16,17 @@ from gateway.backends.capabilities import Capabilities, EngineMetrics, Tested
 from gateway.backends.constraint import ConstraintKind
 from gateway.backends.openai_http import Patience
 from gateway.backends.triton.answer import Answer, Step
-from gateway.backends.triton.asked import Asked, decoded_fields, read_asked, unsupported
+from gateway.backends.triton.asked import decoded_fields, read_asked, unsupported
 from gateway.backends.triton.checkpoint import read_checkpoint
 from gateway.backends.triton.choice import Choice
 from gateway.backends.triton.contracts.base import Answering, Contract
 from gateway.backends.triton.contracts.of import UnknownContract, contract_of
 from gateway.backends.triton.grpc_wire import GrpcWire
 from gateway.backends.triton.http_wire import HttpWire
-from gateway.backends.triton.openai_out import DONE, ENCODE, Envelope
-from gateway.backends.triton.prompts import Prompt, read_prompts
+from gateway.backends.triton.job import Job, JobStream, together
+from gateway.backends.triton.prompts import read_prompts
 from gateway.backends.triton.wire import Wire
-from gateway.core.call import Call, Chunk, Endpoint, Reply, Sink, Usage
+from gateway.core.call import Call, Endpoint, Reply, Sink, Usage
 from gateway.core.errors import EngineUnreachable, InvalidRequest, PenstockError, UpstreamError, UpstreamTimeout
 from gateway.core.openai import OPENAI_FIELDS
 from gateway.core.replica import Probe, Replica
@@ -46,44 +45,6 @@ _WARM_UP: dict[Endpoint, dict[str, Any]] = {
     Endpoint.COMPLETIONS: {"prompt": "Hello"},
 }
 _NOTHING = Step(tokens=0)  # a final flag alone
-
-
-class Job:
-    """A checked call, ready to be asked of a model: its prompts, `n` answers to each."""
-
-    def __init__(
-        self, call: Call, asked: Asked, prompts: list[Prompt], contract: Contract, *, has_matrices: bool
-    ) -> None:
-        self.call = call
-        self.asked = asked
-        self.contract = contract
-        self._has_matrices = has_matrices
-        self.envelope = Envelope(call)
-        self.prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
-        self._prompts = prompts
-        self.count = len(prompts) * asked.n
-        # A whole answer is asked for in one piece, unless it may have to be stopped here.
-        may_stop = bool(asked.ending.strings or asked.ending.ids) or asked.tools.offered is not None
-        self.streams = call.stream or (may_stop and contract.keeps_characters)
-
-    def answering(self, index: int) -> Answering:
-        prompt = self._prompts[index // self.asked.n]
-        checkpoint = self.contract.checkpoint
-        most = self.asked.ending.max_tokens or checkpoint.context - len(prompt.ids)
-        return Answering(self.asked, prompt, most, index % self.asked.n, self.streams, self._has_matrices)
-
-    def answer(self, answering: Answering) -> Answer:
-        return Answer(
-            self.asked.ending,
-            self.contract.checkpoint,
-            answering.max_tokens,
-            skip_special=self.asked.skip_special_tokens,
-            end_is_counted=self.contract.end_is_counted,
-        )
-
-    def choice(self, index: int, prompt: Prompt) -> Choice:
-        echo = prompt.text if self.asked.echo else ""
-        return Choice(index, self.asked, self.envelope, self.contract.checkpoint.tokens, echo)
 
 
 class Triton:
@@ -123,7 +84,7 @@ class Triton:
         job = await self._job(replica, call)
         try:
             async with asyncio.timeout(self._patience.first_token_timeout_s):
-                answers = await _together([self._whole(replica, job, index) for index in range(job.count)])
+                answers = await together([self._whole(replica, job, index) for index in range(job.count)])
         except TimeoutError:
             raise self._too_slow() from None
         usage = Usage(job.prompt_tokens, sum(answer.count for _, answer in answers))
@@ -132,11 +93,11 @@ class Triton:
 
     async def stream(self, replica: Replica, call: Call, sink: Sink) -> None:
         job = await self._job(replica, call)
-        stream = _Stream(job, sink)
+        stream = JobStream(job, sink)
         if job.count == 1:
             await self._streamed(replica, stream, 0)
         else:
-            await _together([self._streamed(replica, stream, index) for index in range(job.count)])
+            await together([self._streamed(replica, stream, index) for index in range(job.count)])
 
     async def probe(self, replica: Replica) -> Probe:
         reason = await self._wire(replica).why_not_ready(replica)
@@ -192,7 +153,7 @@ class Triton:
         await self._run(replica, job, answering, answer, take)
         return choice, answer
 
-    async def _streamed(self, replica: Replica, stream: "_Stream", index: int) -> None:
+    async def _streamed(self, replica: Replica, stream: JobStream, index: int) -> None:
         job = stream.job
         answering = job.answering(index)
         choice, answer = job.choice(index, answering.prompt), job.answer(answering)
@@ -250,57 +211,3 @@ class Triton:
                 raise UpstreamError(str(error)) from None
             self._contracts[replica.url] = contract
         return contract
-
-
-class _Stream:
-    """The answers of one streaming call on their way into its sink."""
-
-    def __init__(self, job: Job, sink: Sink) -> None:
-        self.job = job
-        self._sink = sink
-        self._left = job.count
-        self._tokens = 0
-        self._started = False
-        self._draining = asyncio.Lock()
-
-    def take(self, choice: Choice, text: str, answer: Answer) -> bool:
-        """Push what `choice` says; True when the client is behind."""
-        plain = choice.plain
-        if plain is not None and answer.finish is None and text:
-            return self._sink.push_content(plain[0] + ENCODE(text) + plain[1], monotonic())
-        data, contents = choice.events(text, answer)
-        chunk = Chunk(data, monotonic(), contents)
-        if answer.finish is not None:
-            self._finish(chunk, choice, answer)
-        return self._sink.push(chunk) if chunk.data else False
-
-    def _finish(self, chunk: Chunk, choice: Choice, answer: Answer) -> None:
-        chunk.finish_reason = choice.finish_reason
-        self._tokens += answer.count
-        self._left -= 1
-        if self._left:
-            return
-        job = self.job
-        chunk.usage = Usage(job.prompt_tokens, self._tokens)
-        if job.call.wants_usage:
-            chunk.data += job.envelope.usage(chunk.usage)
-        chunk.data += DONE
-        chunk.is_last = True
-
-    async def drained(self) -> None:
-        async with self._draining:
-            if self._sink.paused:
-                await self._sink.drained()
-
-
-async def _together(coroutines: list[Coroutine[Any, Any, Any]]) -> list[Any]:
-    """All results in order; the first failure ends the others."""
-    if len(coroutines) == 1:
-        return [await coroutines[0]]
-    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
