@@ -27,7 +27,7 @@ CODES: dict[str, str] = {
     "FP64": "d",
 }
 """struct's letter of each datatype; BYTES has none, FP16 and BF16 never carry anything the gateway reads."""
-_SIZES = {datatype: struct.calcsize(f"<{code}") for datatype, code in CODES.items()}
+_ONE = {datatype: struct.Struct(f"<{code}") for datatype, code in CODES.items()}
 _LENGTH = struct.Struct("<I")
 
 
@@ -105,9 +105,12 @@ def from_raw(datatype: str, data: bytes) -> Sequence[Any]:
     """Raises UpstreamError for bytes that cannot be such a tensor."""
     if datatype == "BYTES":
         return _strings(data)
-    size = _SIZES.get(datatype)
-    if size is None:
+    one = _ONE.get(datatype)
+    if one is None:
         return ()
+    size = one.size
+    if len(data) == size:  # nearly always: a stream's next token
+        return one.unpack(data)
     if len(data) % size:
         raise UpstreamError(f"The engine sent {len(data)} bytes as a tensor of {datatype}.")
     return struct.unpack(f"<{len(data) // size}{CODES[datatype]}", data)
