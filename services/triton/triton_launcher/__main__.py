@@ -46,9 +46,10 @@ def _serve(args: argparse.Namespace) -> int:
     from triton_launcher.render import render
     from triton_launcher.serve import Listen, become, command
     from triton_launcher.server import host_server, venv_server
-    from triton_launcher.settings import read_repository
+    from triton_launcher.settings import read_repository, require_files
 
     repository = read_repository(args.repository, args.checkpoint, args.engine_dir)
+    require_files(repository)
     scratch = args.cache_dir / "triton" / str(args.grpc_port)
     server = venv_server(args.venv.absolute(), scratch) if args.venv else host_server()
     listen = Listen(args.host, args.grpc_port, args.http_port, args.metrics_port)

@@ -144,6 +144,16 @@ def read_repository(path: Path, checkpoint: Path | None = None, engine_dir: Path
         raise LauncherError(f"{path}:\n" + "\n".join(lines), 2) from error
 
 
+def require_files(repository: Repository) -> None:
+    """Raises LauncherError when what the models open first is not here: the server would bury it in its log."""
+    needed = {"checkpoint": (repository.checkpoint or Path(), "tokenizer.json")}
+    if isinstance(repository.engine, TensorRtEngine):
+        needed["engine.engine_dir"] = (repository.engine.engine_dir, "config.json")
+    for key, (folder, file) in needed.items():
+        if not (folder / file).is_file():
+            raise LauncherError(f"{key}: {folder} holds no {file}: name the folder of one", 2)
+
+
 def _sensible(repository: Repository) -> Repository:
     kind, contract = repository.engine.kind, repository.contract
     if (kind == "llmapi" and contract == "legacy") or (kind == "tensorrtllm" and contract == "llmapi"):

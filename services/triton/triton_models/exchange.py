@@ -3,6 +3,7 @@
 A final flag that is lost leaks the request inside tritonserver, and sending after it raises.
 """
 
+import threading
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
@@ -15,22 +16,25 @@ Named = list[tuple[str, Array]]
 
 
 class Exchange:
-    """Wraps Triton's response sender. Used by one thread at a time; ``is_cancelled`` by any.
+    """Wraps Triton's response sender. ``decoupled``: any number of responses, also none; else exactly one.
 
-    ``decoupled``: any number of responses, also none; else exactly one.
+    One thread sends, another asks whether the client has left: never both at once, because the server frees with the
+    final flag what the question reads (tritonserver 2.51 crashes).
     """
 
     def __init__(self, request: Any, *, decoupled: bool) -> None:
         self.id: str = request.request_id()
         self._decoupled = decoupled
+        self._lock = threading.Lock()
         self._sender = request.get_response_sender()
         self.over = False
         self.stopped = False  # by another request with its id, which is no failure
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether the client has left (a round trip to the server)."""
-        return bool(self._sender.is_cancelled())
+        """Whether the client has left before its last response (a round trip to the server)."""
+        with self._lock:
+            return not self.over and bool(self._sender.is_cancelled())
 
     def send(self, outputs: Named, *, final: bool = False) -> None:
         """One response; ``final`` is the last."""
@@ -41,8 +45,9 @@ class Exchange:
         if self.over or not self._decoupled:
             self.send([], final=True)
             return
-        self.over = True  # the flag alone: an ensemble takes an empty response for one that lacks its outputs
-        self._sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        with self._lock:  # the flag alone: an ensemble takes an empty response for one that lacks its outputs
+            self.over = True
+            self._sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def fail(self, error: ApiError) -> None:
         """An error as the last response."""
@@ -57,10 +62,11 @@ class Exchange:
         self._respond(pb_utils.InferenceResponse(error=error), final=True)
 
     def _respond(self, response: Any, *, final: bool) -> None:
-        if self.over:
-            return
-        self.over = final
-        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0)
+        with self._lock:
+            if self.over:
+                return
+            self.over = final
+            self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0)
 
 
 def inputs(request: Any) -> dict[str, Array]:

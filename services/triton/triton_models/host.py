@@ -109,7 +109,7 @@ class EngineHost:
     def _watch(self) -> None:
         while not self._closing.wait(_POLL_S):
             for exchange in list(self._live):
-                if not exchange.over and exchange.is_cancelled:
+                if exchange.is_cancelled:
                     self._events.call_soon_threadsafe(self._cancel, exchange)
             self._show(self.engine.metrics)
 

@@ -5,7 +5,6 @@ stream with `accumulate_tokens: true` text_output is all of the text so far, det
 stays broken; with `false` it is each step's tokens detokenised alone, as the ensemble does it.
 """
 
-import itertools
 import json
 import threading
 import uuid
@@ -107,7 +106,7 @@ class TritonPythonModel:
         self._skip_special_tokens = given["skip_special_tokens"] == "true"
         self._tokenizer = Tokenizer.from_file(str(Path(given["tokenizer_dir"]) / "tokenizer.json"))
         self._outputs = [output["name"] for output in config["output"] if output["name"] != "text_output"]
-        self._live: dict[str, Any] = {}  # inner request id -> response sender
+        self._live: dict[str, Sender] = {}  # by the id of the inner request
         self._closing = threading.Event()
         self._pool = ThreadPoolExecutor(int(given["concurrency"]), thread_name_prefix="request")
         threading.Thread(target=self._watch, name="watcher", daemon=True).start()
@@ -115,7 +114,7 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
             values = {tensor.name(): np.array(tensor.as_numpy()) for tensor in request.inputs()}
-            self._pool.submit(self._serve, request.get_response_sender(), values)
+            self._pool.submit(self._serve, Sender(request.get_response_sender()), values)
 
     def finalize(self) -> None:
         self._closing.set()
@@ -123,28 +122,24 @@ class TritonPythonModel:
             self._stop(inner_id)
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _serve(self, sender: Any, values: dict[str, Array]) -> None:
-        """The final flag goes out whatever happens: alone in a decoupled model, else with the only response."""
-        answers = self._answers(sender, values)
-        if self._decoupled:
-            for response in answers:
-                sender.send(response)
-            sender.send(flags=FINAL)
-        else:
-            sender.send(list(answers)[-1], flags=FINAL)
-
-    def _answers(self, sender: Any, values: dict[str, Array]) -> Any:
-        """Outermost door of one request: responses, and an error as the last of them."""
+    def _serve(self, sender: "Sender", values: dict[str, Array]) -> None:
+        """Outermost door of one request: the final flag goes out once, whatever happens."""
+        last = None
         try:
-            yield from self._responses(sender, values)
+            for response in self._responses(sender, values):
+                if self._decoupled:
+                    sender.send(response)
+                else:
+                    last = response
         except Refusal as refusal:
-            yield pb_utils.InferenceResponse(error=pb_utils.TritonError(str(refusal), refusal.code))
+            last = pb_utils.InferenceResponse(error=pb_utils.TritonError(str(refusal), refusal.code))
         except Exception as error:  # noqa: BLE001
             pb_utils.Logger.log_error(f"tensorrt_llm_bls: {type(error).__name__}: {error}")
             message = "the model failed while it worked on this request; see the server's log"
-            yield pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL))
+            last = pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL))
+        sender.finish(last)
 
-    def _responses(self, sender: Any, values: dict[str, Array]) -> Any:
+    def _responses(self, sender: "Sender", values: dict[str, Array]) -> Any:
         """The responses to the client, as the core's come."""
         for name in REFUSED:
             if name in values and values[name].any():
@@ -156,14 +151,14 @@ class TritonPythonModel:
         texts = Texts(self._decode, values, accumulate=self._accumulate)
         self._live[inner_id] = sender
         try:
-            for outputs in _outputs(core.exec(decoupled=True) if self._decoupled else [core.exec()]):
+            for outputs in _outputs(self._exec(core)):
                 if outputs and not texts.all_stopped:
                     yield self._response(texts, outputs)
                     if texts.all_stopped:
                         self._stop(inner_id)
         finally:
             del self._live[inner_id]
-        if sender.is_cancelled():
+        if sender.is_cancelled:
             raise Refusal("the request was cancelled", pb_utils.TritonError.CANCELLED)
 
     def _core_request(self, values: dict[str, Array], inner_id: str) -> Any:
@@ -175,7 +170,7 @@ class TritonPythonModel:
             request_id=inner_id,
         )
         [prepared] = _outputs([asked.exec()])
-        tensors = [pb_utils.Tensor(FROM_PREPROCESSING[name], array) for name, array in prepared.items()]
+        tensors = [pb_utils.Tensor(FROM_PREPROCESSING[name], tensor.as_numpy()) for name, tensor in prepared.items()]
         # `reshape` took the dimension of 1 from scalars; the core's own reshape wants it.
         tensors += [
             pb_utils.Tensor(TO_CORE[name], array if array.ndim > 1 else array.reshape(-1, 1))
@@ -189,12 +184,13 @@ class TritonPythonModel:
             request_id=inner_id,
         )
 
-    def _response(self, texts: "Texts", outputs: dict[str, Array]) -> Any:
-        sequence = int(outputs["sequence_index"].item()) if "sequence_index" in outputs else 0
-        ids = outputs["output_ids"][0, 0, : int(outputs["sequence_length"][0, 0])].tolist()
+    def _response(self, texts: "Texts", outputs: dict[str, Any]) -> Any:
+        sequence = int(outputs["sequence_index"].as_numpy().item()) if "sequence_index" in outputs else 0
+        length = int(outputs["sequence_length"].as_numpy()[0, 0])
+        ids = outputs["output_ids"].as_numpy()[0, 0, :length].tolist()
         text = texts.take(sequence, ids)
         tensors = [pb_utils.Tensor("text_output", np.array([text.encode()], dtype=np.object_))]
-        tensors += [pb_utils.Tensor(name, outputs[name]) for name in self._outputs if name in outputs]
+        tensors += [outputs[name] for name in self._outputs if name in outputs]  # as they are, logits may be on a GPU
         return pb_utils.InferenceResponse(tensors)
 
     def _decode(self, ids: list[int]) -> str:
@@ -205,7 +201,7 @@ class TritonPythonModel:
         """A client that leaves before its next token would not be noticed by the thread that waits for it."""
         while not self._closing.wait(WATCH_S):
             for inner_id, sender in list(self._live.items()):
-                if sender.is_cancelled():
+                if sender.is_cancelled:
                     self._stop(inner_id)
 
     def _stop(self, inner_id: str) -> None:
@@ -219,8 +215,45 @@ class TritonPythonModel:
         asked = pb_utils.InferenceRequest(
             model_name=self._core, inputs=inputs, requested_output_names=["output_ids"], request_id=inner_id
         )
-        for _ in asked.exec(decoupled=True) if self._decoupled else [asked.exec()]:
+        for _ in self._exec(asked):
             pass
+
+    def _exec(self, asked: Any) -> Any:
+        """The core's responses, one by one."""
+        return asked.exec(decoupled=True) if self._decoupled else [asked.exec()]
+
+
+class Sender:
+    """Triton's response sender, for two threads.
+
+    One sends, another asks whether the client has left: never both at once, because the server frees with the final
+    flag what the question reads (tritonserver 2.51 crashes).
+    """
+
+    def __init__(self, sender: Any) -> None:
+        self._sender = sender
+        self._lock = threading.Lock()
+        self._over = False
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the client has left before its last response."""
+        with self._lock:
+            return not self._over and bool(self._sender.is_cancelled())
+
+    def send(self, response: Any) -> None:
+        """A response that is not the last."""
+        with self._lock:
+            self._sender.send(response)
+
+    def finish(self, response: Any) -> None:
+        """The last response, or the final flag alone."""
+        with self._lock:
+            self._over = True
+            if response is None:
+                self._sender.send(flags=FINAL)
+            else:
+                self._sender.send(response, flags=FINAL)
 
 
 class Texts:
@@ -263,9 +296,13 @@ class Texts:
 
 
 def _outputs(responses: Any) -> Any:
-    """Tensors by name of every response; raises Refusal for an error. Empty for a final flag alone."""
-    for response in itertools.chain(responses):
+    """Tensors by name of every response; raises Refusal for an error, after the last response has been read."""
+    refusal = None
+    for response in responses:
         if response.has_error():
             error = response.error()
-            raise Refusal(error.message(), error.code())
-        yield {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
+            refusal = refusal or Refusal(error.message(), error.code())
+        elif refusal is None:
+            yield {tensor.name(): tensor for tensor in response.output_tensors()}
+    if refusal is not None:
+        raise refusal
