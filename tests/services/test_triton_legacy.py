@@ -146,6 +146,29 @@ def test_a_client_that_leaves_frees_the_engine(triton: RunningTriton, tokenizer:
     assert triton.text("ensemble", text_input=FRANCE, max_tokens=5, exclude_input_in_output=True) == " Paris"
 
 
+@pytest.mark.parametrize("model", ["tensorrt_llm", "tensorrt_llm_bls"])
+def test_the_server_outlives_clients_that_come_go_and_err_at_once(
+    triton: RunningTriton, tokenizer: Tokenizer, model: str
+) -> None:
+    """The server used to crash, within a hundred such requests, asked about a client whose answer had just ended."""
+    asked: dict[str, Any] = {"text_input": STORY, "max_tokens": 20}
+    leaving = {"text_input": STORY} | LONG
+    if model == "tensorrt_llm":
+        asked = core_inputs(tokenizer, STORY, 20)
+        leaving = core_inputs(tokenizer, STORY, 1900, streaming=True, end_id=-1)
+    calls = [
+        {"model": model, "inputs": asked},
+        {"model": model, "inputs": leaving, "leave_after": 1},
+        {"model": model, "inputs": asked | {"beam_width": 2}},
+    ]
+    for _ in range(10):
+        events = triton.talk(*calls * 4)
+        kinds = [{key for event in events if event["call"] == place for key in event} for place in range(12)]
+        assert ["left" in kind for kind in kinds] == [False, True, False] * 4
+        assert ["error" in kind for kind in kinds] == [False, False, True] * 4
+    assert triton.process.poll() is None
+
+
 @pytest.mark.parametrize("model", ["tensorrt_llm", "ensemble"])
 def test_a_request_is_stopped_by_its_id(triton: RunningTriton, tokenizer: Tokenizer, model: str) -> None:
     asked = {"text_input": STORY} | LONG
@@ -360,9 +383,8 @@ def test_a_model_that_is_not_decoupled_answers_whole_and_a_full_engine_refuses(t
     with running_triton(str(path), tmp_path) as triton:
         for model in ("ensemble", "tensorrt_llm_bls"):
             assert triton.text(model, text_input=FRANCE, **quiet) == " Paris"
-            assert "'streaming' needs a decoupled model" in triton.refusal(
-                model, text_input=FRANCE, stream=True, **quiet
-            )
+            streaming = triton.refusal(model, text_input=FRANCE, stream=True, **quiet)
+            assert "'streaming' needs a decoupled model" in streaming
             several = triton.refusal(model, text_input=FRANCE, num_return_sequences=2, **quiet)
             assert "'num_return_sequences' needs a decoupled model" in several
         long = {"model": "ensemble", "inputs": {"text_input": STORY, "max_tokens": 1500, "end_id": -1}}
@@ -377,7 +399,7 @@ def test_a_model_that_is_not_decoupled_answers_whole_and_a_full_engine_refuses(t
             ]
         }
         answer = triton.client.post("/v2/models/tensorrt_llm_bls/infer", json=infer).json()
-        assert answer["outputs"][0]["data"] == [FRANCE.replace("<|user|>", "") + " Paris"] or answer["outputs"]
+        assert answer["outputs"][0]["data"][0].endswith(" Paris")
 
 
 def test_sigterm_ends_the_server_and_its_models(tmp_path: Path) -> None:
