@@ -262,7 +262,7 @@ def test_a_streamed_tool_call_says_the_same(client: OpenAI, engine: EngineUnderT
     ]
     assert "".join(piece.name or "" for piece in pieces) == whole.name
     assert json.loads("".join(piece.arguments or "" for piece in pieces)) == json.loads(whole.arguments)
-    assert len(pieces) > 2
+    assert len(pieces) > 1  # not all at once; how many depends on how many steps leave a busy engine together
 
 
 # ---- other doors: the same words ----
