@@ -130,7 +130,7 @@ def test_every_answer_has_a_request_id(gateway: GatewayHandle, fake: FakeHandle,
         assert len(answer.headers["x-request-id"]) == 32
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/chat", "/v1/files", "/v2/health/ready", "/v1/chat/completions/x"])
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/chat", "/v1/files", "/v3/health/ready", "/v1/chat/completions/x"])
 def test_an_unknown_path_is_404_in_openais_shape(gateway: GatewayHandle, path: str) -> None:
     answer = httpx.get(gateway.url + path)
     assert answer.status_code == 404
