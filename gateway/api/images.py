@@ -17,8 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-import msgspec
-
+from gateway.api.parse import decode_field
 from gateway.core.call import Call, Endpoint
 from gateway.core.errors import InvalidRequest
 
@@ -29,7 +28,6 @@ _MAGIC = {
     "image/webp": (b"RIFF",),
 }
 _HEADER_CHARS = 32  # 24 bytes: more than any of the signatures
-_DECODE = msgspec.json.Decoder().decode
 
 
 def may_hold_media(body: bytes) -> bool:
@@ -64,7 +62,7 @@ class Images:
         raw = call.fields.get(name)
         if raw is None or not may_hold_media(bytes(raw)):
             return
-        found = list(find(_DECODE(raw), name))
+        found = list(find(decode_field(name, raw), name))
         if len(found) > self.per_request:
             raise _refused(name, f"{len(found)} images are more than the {self.per_request} a request may have")
         for image in found:

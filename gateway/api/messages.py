@@ -4,14 +4,12 @@ Relayed as it is where the engine has the endpoint and takes all that was asked;
 (messages_request.py, messages_answer.py). Errors leave in Anthropic's shape, and the key may come as `x-api-key`.
 """
 
-import msgspec
-
 from gateway.api.auth import Authenticator
 from gateway.api.http_client import HttpClient, guarded
 from gateway.api.images import Images
 from gateway.api.messages_answer import MessageTranslator, message_error, message_error_event
 from gateway.api.messages_request import chat_call, refuse_absent
-from gateway.api.parse import Parser
+from gateway.api.parse import Parser, decoded
 from gateway.api.wire import Handler
 from gateway.core.call import Call, Endpoint, Reply
 from gateway.core.errors import PenstockError
@@ -33,7 +31,7 @@ def _route(parser: Parser, service: Service, auth: Authenticator, images: Images
         client.voice = relayed = RelayedMessage(client)
         client.id_header += b"request-id: %b\r\n" % client.request_id.encode()  # the header Anthropic's SDKs read
         call = await _read(client, received_s)
-        values = {name: msgspec.json.decode(raw) for name, raw in call.fields.items()}
+        values = decoded(call)
         refuse_absent(values)
         if parser.endpoint is Endpoint.COUNT_TOKENS or service.router.takes(call):
             await service.serve(call, relayed)

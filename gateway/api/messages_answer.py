@@ -170,7 +170,7 @@ def _arguments(text: str) -> dict[str, Any]:
     """Of a call that was cut off in the middle: none, rather than half of one."""
     try:
         value = msgspec.json.decode(text or "{}")
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -85,6 +85,8 @@ def chat_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
             chat.append({"role": role, "content": content})
         elif not isinstance(content, list):
             raise invalid(f"{where}.content", "it must be a string or a list of blocks")
+        elif role != "assistant" and not content:
+            raise invalid(f"{where}.content", "it must not be empty")
         elif role == "assistant":
             chat.append(_assistant(content, f"{where}.content"))
         else:
@@ -143,7 +145,10 @@ def _part(block: dict[str, Any], kind: str, at: str) -> dict[str, Any]:
     if kind == "text":
         return {"type": "text", "text": _string(block, "text", at)}
     if kind == "image":
-        source = block["source"]  # images.py has looked at it
+        source = block.get("source")
+        if not isinstance(source, dict):
+            raise invalid(f"{at}.source", "it must be an object")
+        # what it holds, images.py has looked at
         url = source["url"] if source["type"] == "url" else f"data:{source['media_type']};base64,{source['data']}"
         return {"type": "image_url", "image_url": {"url": url}}
     raise unsupported(f"{at}.type", f"a block of type {kind!r} cannot be told to an engine")

@@ -108,6 +108,19 @@ class Parser:
         return values
 
 
+def decoded(call: Call) -> dict[str, Any]:
+    """All fields of a call by name. Raises InvalidRequest."""
+    return {name: decode_field(name, raw) for name, raw in call.fields.items()}
+
+
+def decode_field(name: str, raw: msgspec.Raw) -> Any:
+    """Raises InvalidRequest for what a scan does not see: half of a surrogate pair, a number like 1e999."""
+    try:
+        return msgspec.json.decode(raw)
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"Invalid {name!r}: {error}.", param=name, code="invalid_json") from None
+
+
 def _reason(error: msgspec.ValidationError) -> str:
     reason = str(error).replace(" - at `$", " - at `")
     return reason[0].lower() + reason[1:].removesuffix(" - at ``")

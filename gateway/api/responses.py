@@ -14,7 +14,7 @@ import msgspec
 from gateway.api.auth import Authenticator
 from gateway.api.http_client import HttpClient, guarded
 from gateway.api.images import Images
-from gateway.api.parse import Parser
+from gateway.api.parse import Parser, decoded
 from gateway.api.responses_answer import ResponseTranslator
 from gateway.api.responses_request import chat_call, input_items, new_id, refuse_absent, wants_logprobs
 from gateway.api.responses_store import ResponseStore
@@ -39,7 +39,7 @@ def responses_route(
         client.body = b""
         call.key_name = key_name
         call.traceparent = client.traceparent
-        values = {name: msgspec.json.decode(raw) for name, raw in call.fields.items()}
+        values = decoded(call)
         refuse_absent(values)
         await images.check(call, "input")
         if not _is_to_be_remembered(values) and service.router.takes(call):

@@ -143,6 +143,8 @@ def _content(content: Any, where: str) -> str | list[dict[str, Any]]:
 
 def _part(part: Any, where: str) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(kind, str):
+        raise invalid(where, "a part is an object with a type")
     if kind in _TEXT_PARTS:
         return {"type": "text", "text": _string(part, "text", where)}
     if kind == "refusal":

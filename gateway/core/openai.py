@@ -50,6 +50,20 @@ class Tool(msgspec.Struct):
     function: Named | None = None
 
 
+class Kind(msgspec.Struct):
+    """What is told apart by its `type`."""
+
+    type: str | None = None
+
+
+class TextConfig(msgspec.Struct):
+    """`text` of Responses, `output_config` of Messages, `reasoning` of Responses: what each has of these."""
+
+    format: Kind | None = None
+    verbosity: str | None = None
+    effort: str | None = None
+
+
 _SAMPLING: dict[str, Any] = {
     "model": Model,
     "stream": bool | None,
@@ -138,11 +152,11 @@ _RESPONSES: dict[str, Any] = {
     "instructions": str | None,
     "max_output_tokens": Positive | None,
     "metadata": Metadata | None,
-    "tools": list[dict[str, Raw]] | None,
+    "tools": list[Kind] | None,
     "tool_choice": str | dict[str, Raw] | None,
     "parallel_tool_calls": bool | None,
-    "text": dict[str, Raw] | None,
-    "reasoning": dict[str, Raw] | None,
+    "text": TextConfig | None,
+    "reasoning": TextConfig | None,
     "previous_response_id": str | None,
     "store": bool | None,
     "include": list[str] | None,
@@ -181,10 +195,10 @@ _MESSAGES: dict[str, Any] = {
     "temperature": Annotated[float, Meta(ge=0, le=1)] | None,
     "top_p": Annotated[float, Meta(ge=0, le=1)] | None,
     "top_k": Natural | None,
-    "tools": list[dict[str, Raw]] | None,
-    "tool_choice": dict[str, Raw] | None,
-    "thinking": dict[str, Raw] | None,
-    "output_config": dict[str, Raw] | None,
+    "tools": list[Kind] | None,
+    "tool_choice": Kind | None,
+    "thinking": Kind | None,
+    "output_config": TextConfig | None,
     "service_tier": str | None,
     "container": Raw,
     "context_management": Raw,
