@@ -72,8 +72,14 @@ class HttpClient(Exchange):
         return value.decode() if value is not None and _TRACEPARENT.fullmatch(value) else None
 
 
-def guarded(endpoint: Endpoint, service: Service, answer: Callable[[HttpClient, float], Awaitable[None]]) -> Handler:
-    """The outermost door: whatever `answer` raises is told to the client, and counted."""
+def guarded(
+    endpoint: Endpoint,
+    service: Service,
+    answer: Callable[[HttpClient, float], Awaitable[None]],
+    *,
+    door: str | None = None,
+) -> Handler:
+    """The outermost door: whatever `answer` raises is told to the client, and counted. `door`: as in core/call.py."""
 
     async def handle(client: HttpClient) -> None:
         received_s = time.monotonic()
@@ -81,18 +87,25 @@ def guarded(endpoint: Endpoint, service: Service, answer: Callable[[HttpClient, 
         try:
             await answer(client, received_s)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001
-            tell(error, client, service, endpoint, received_s)
+            tell(error, client, service, endpoint, received_s, door)
         finally:
             client.voice = None
 
     return handle
 
 
-def tell(error: BaseException, client: HttpClient, service: Service, endpoint: Endpoint, received_s: float) -> None:
+def tell(
+    error: BaseException,
+    client: HttpClient,
+    service: Service,
+    endpoint: Endpoint,
+    received_s: float,
+    door: str | None = None,
+) -> None:
     """What went wrong before, or outside of, `Service.serve`, which tells the client of its own failures."""
     voice = client.voice or client
     if isinstance(error, PenstockError):
-        service.telemetry.refused(endpoint, client.request_id, error, received_s)
+        service.telemetry.refused(endpoint, client.request_id, error, received_s, door)
         voice.fail(error)
     elif isinstance(error, asyncio.CancelledError):
         if not client.disconnected:  # else there is nobody to be told

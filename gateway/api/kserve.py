@@ -22,6 +22,7 @@ from gateway.serving.tensors import VERSION, Reading, check_version, in_tensor_w
 DOOR = "kserve"
 PREFIX = b"/v2/models/"
 _JSON_SIZE = b"inference-header-content-length"
+_SIZE_DIGITS = 20  # Python refuses to read a number of some thousands
 
 
 def kserve_error(error: PenstockError) -> bytes:
@@ -47,7 +48,7 @@ def kserve_route(intake: Intake) -> Handler:
         asker.request_id, asker.received_s = client.request_id, received_s
         await intake.serve(asker, Endpoint.COMPLETIONS, asked.take_body, asked)
 
-    return guarded(Endpoint.COMPLETIONS, intake.service, answer)
+    return guarded(Endpoint.COMPLETIONS, intake.service, answer, door=DOOR)
 
 
 class Answer(TensorAnswer, Translator):
@@ -137,7 +138,7 @@ class InferAnswer(Answer):
 
     def expect_of(self, body: bytes) -> bytes:
         given = self._http.headers.get(_JSON_SIZE)
-        if given is not None and not (given.isdigit() and int(given) <= len(body)):
+        if given is not None and not (given.isdigit() and len(given) < _SIZE_DIGITS and int(given) <= len(body)):
             raise InvalidRequest("The header Inference-Header-Content-Length is not within the body.")
         self.asked_for, tensors = read_infer(body, None if given is None else int(given))
         self.id = self.asked_for.id

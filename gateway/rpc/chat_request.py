@@ -4,6 +4,7 @@ Apart from the service because it is pure. What proto3 cannot tell from "absent"
 is left out.
 """
 
+import math
 from typing import Any
 
 import msgspec
@@ -88,6 +89,9 @@ def _part(part: pb.ContentPart) -> dict[str, Any]:
 
 def _sampling(sampling: pb.Sampling) -> dict[str, Any]:
     given: dict[str, Any] = {name: getattr(sampling, name) for name in _SCALARS if sampling.HasField(name)}
+    for name, value in given.items():
+        if not math.isfinite(value):  # JSON would say null, which means "not given"
+            raise InvalidRequest(f"{name!r} must be a finite number.", param=name, code="invalid_value")
     given |= {name: list(value) for name in _LISTS if (value := getattr(sampling, name))}
     if sampling.logit_bias:
         given["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias.items()}

@@ -85,6 +85,7 @@ _TENSOR_OF = {spec.field: name for name, spec in INPUTS.items() if spec.field} |
     "logprobs": "return_log_probs",
 }
 _SEED_LIMIT = 2**63
+_FP32_MAX = (2 - 2**-23) * 2.0**127
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +146,7 @@ class Reading:
         if spec.datatype == "BYTES":
             values = [_text(name, value) for value in values]
         elif spec.datatype == "FP32":
-            values = [_short(value) for value in values]
+            values = [_short(name, value) for value in values]
         return [value for value in values if value] if spec.is_list else values[0]
 
     def _outputs(self) -> frozenset[str]:
@@ -238,8 +239,10 @@ def _schema(text: str) -> dict[str, Any]:
         raise _wrong("guided_decoding_guide", "'guided_decoding_guide' must be a JSON schema (an object).") from None
 
 
-def _short(value: float) -> float:
+def _short(name: str, value: float) -> float:
     """The shortest decimal that is the same 32-bit number: 0.7, not 0.699999988079071."""
+    if not abs(value) <= _FP32_MAX:  # NaN is not, either: JSON would say null, which means "not given"
+        raise _wrong(name, f"The input {name!r} must be a finite number of 32 bits.")
     for digits in (7, 8):
         short = float(f"{value:.{digits}g}")
         if struct.pack("<f", short) == struct.pack("<f", value):

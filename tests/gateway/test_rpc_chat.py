@@ -256,3 +256,15 @@ def test_the_reason_of_a_refusal_is_its_code(stub: ChatServiceStub) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         complete(stub, request)
     assert (caught.value.code(), reason(caught.value)) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_is_none_is_refused_and_not_taken_for_absent(
+    stub: ChatServiceStub, fake: FakeHandle, value: float
+) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        complete(stub, chat(sampling=pb.Sampling(temperature=value)))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    info: Any = details(caught.value)["ErrorInfo"]
+    assert info.metadata["param"] == "temperature"
+    assert fake.stats()["requests"] == 0

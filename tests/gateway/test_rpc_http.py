@@ -245,6 +245,31 @@ def test_a_client_that_leaves_stops_the_engine(door: GatewayHandle, fake: FakeHa
 
 
 def test_a_request_is_counted_under_its_door(http: httpx.Client, door: GatewayHandle) -> None:
-    before = door.metric("penstock_requests_total", endpoint="kserve", outcome="ok", model="m")
+    def counted(outcome: str) -> float:
+        return door.metric("penstock_requests_total", endpoint="kserve", outcome=outcome)
+
+    before = counted("ok"), counted("client_error")
     generate(http)
-    assert door.metric("penstock_requests_total", endpoint="kserve", outcome="ok", model="m") == before + 1
+    http.post("/models/m/explain")
+    assert (counted("ok"), counted("client_error")) == (before[0] + 1, before[1] + 1)
+
+
+def test_a_number_that_fp32_does_not_hold_is_refused_by_its_tensor(http: httpx.Client, fake: FakeHandle) -> None:
+    text = {"name": "text_input", "datatype": "BYTES", "shape": [1], "data": ["x"]}
+    raw = {"name": "temperature", "datatype": "FP32", "shape": [1], "parameters": {"binary_data_size": 4}}
+    head = json.dumps({"inputs": [text, raw]}).encode()
+    answers = [
+        http.post("/models/m/infer", content=head + struct.pack("<f", value), headers={INFER_SIZE: str(len(head))})
+        for value in (float("nan"), float("-inf"))
+    ]
+    answers += [generate(http, temperature=1e300), generate(http, temperature=-(10**40))]
+    assert [answer.status_code for answer in answers] == [400] * 4
+    assert {answer.json()["error"] for answer in answers} == {
+        "The input 'temperature' must be a finite number of 32 bits."
+    }
+    assert fake.stats()["requests"] == 0
+
+
+def test_a_size_of_thousands_of_digits_is_not_within_the_body(http: httpx.Client) -> None:
+    answer = http.post("/models/m/infer", content=b"{}", headers={INFER_SIZE: "9" * 5000})
+    assert (answer.status_code, "within the body" in answer.json()["error"]) == (400, True)
