@@ -52,6 +52,7 @@ class KServe(GRPCInferenceServiceServicer):
 
     async def ModelStreamInfer(self, requests: AsyncIterator[pb.ModelInferRequest], context: Context) -> None:
         async with self._entrance.rpc(context, DOOR) as asker:
+            self._entrance.intake.keys.authenticate(asker.authorization)  # who has no key holds no stream open
             metadata = dict(context.invocation_metadata() or ())
             stream = InferStream(
                 self._entrance, asker, ends_on_error=metadata.get("triton_grpc_error") in ("true", b"true")

@@ -9,8 +9,10 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from time import monotonic
 
+from google.protobuf.message import DecodeError
+
 from gateway.core.call import Endpoint
-from gateway.core.errors import ClientTooSlow, Draining, PenstockError
+from gateway.core.errors import ClientTooSlow, Draining, InvalidRequest, PenstockError
 from gateway.protos import inference_pb2 as pb
 from gateway.rpc.entrance import Entrance
 from gateway.rpc.outbox import Outbox
@@ -52,11 +54,14 @@ class InferStream:
                 await asyncio.wait({reading})
 
     async def _read(self, requests: AsyncIterator[pb.ModelInferRequest], group: asyncio.TaskGroup) -> None:
-        async for request in requests:
-            await self._slots.acquire()
-            task = group.create_task(self._answer(request))
-            self._tasks.add(task)
-            task.add_done_callback(self._done)
+        try:
+            async for request in requests:
+                await self._slots.acquire()
+                task = group.create_task(self._answer(request))
+                self._tasks.add(task)
+                task.add_done_callback(self._done)
+        except DecodeError:
+            self._end(InvalidRequest("A message on the stream is not a ModelInferRequest.", code="invalid_protobuf"))
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -17,7 +17,7 @@ from fakes import FakeHandle
 from gateway.protos.penstock.v1 import chat_pb2 as pb
 from gateway.protos.penstock.v1.chat_pb2_grpc import ChatServiceStub
 from gateways import KEY, KEY_SHA256, GatewayHandle, config, start_gateway
-from rpc import Refused, TritonPeer, channel_to, chat_stub, details, reason, rpc_address
+from rpc import PATIENCE_S, Refused, TritonPeer, channel_to, chat_stub, details, reason, rpc_address
 
 CODE = grpc.StatusCode
 KEYED = (("authorization", f"Bearer {KEY}"),)
@@ -178,8 +178,32 @@ def test_a_key_is_needed_where_there_are_keys_but_not_for_probes(fake: FakeHandl
                 assert caught.value.status == "UNAUTHENTICATED"
             with pytest.raises(Refused):
                 triton.infer("m", text_input="x")
+            done = threading.Event()
+            idle = failure(lambda: list(infer_stream(channel)(held_open(done))))  # says nothing, and is not let in
+            done.set()
+            assert (idle.code(), reason(idle)) == (CODE.UNAUTHENTICATED, "INVALID_API_KEY")
             headers = {"authorization": f"Bearer {KEY}"}
             assert triton.infer("m", text_input="x", options={"headers": headers})["finish_reason"]
+
+
+def infer_stream(channel: grpc.Channel) -> Any:
+    """ModelStreamInfer, of bytes."""
+    return channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+
+
+def held_open(done: threading.Event) -> Iterator[bytes]:
+    done.wait(PATIENCE_S)
+    yield from ()
+
+
+def test_bytes_that_are_no_message_end_their_stream_and_no_other(
+    stub: ChatServiceStub, fake: FakeHandle, door: GatewayHandle
+) -> None:
+    with channel_to(door) as channel:
+        error = failure(lambda: list(infer_stream(channel)(iter([b"\xff\xff"]), timeout=PATIENCE_S)))
+        assert (error.code(), reason(error)) == (CODE.INVALID_ARGUMENT, "INVALID_PROTOBUF")
+    assert "Traceback" not in door.log()
+    assert whole(stub, chat())
 
 
 # ---- limits ----
