@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import httpx
 import pytest
@@ -201,3 +202,20 @@ def test_the_page_of_the_description_needs_nothing_from_elsewhere(gateway: Gatew
     for asset in assets:
         assert asset.startswith("/")
         assert httpx.get(gateway.url + asset).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "param"),
+    [
+        ("GET", "/v1/responses/resp_x/input_items?limit=0", None, "limit"),
+        ("POST", "/admin/adapters", {"name": "a", "model": "m"}, "path"),
+        ("POST", "/admin/adapters", [], None),
+    ],
+)
+def test_what_the_framework_refuses_is_told_without_our_files(
+    gateway: GatewayHandle, method: str, path: str, body: Any, param: str | None
+) -> None:
+    answer = httpx.request(method, gateway.url + path, json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["code"]) == (400, param, "invalid_value")
+    assert ".py" not in error["message"]
