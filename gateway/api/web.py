@@ -190,7 +190,7 @@ async def _validation_error(request: Request, error: Exception) -> Response:
     """Of the framework's own words only the reasons: its text names files of ours."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    param = ".".join(map(str, first["loc"][1:])) or None
+    param = ".".join(part for part in first["loc"][1:] if isinstance(part, str)) or None
     where = f"Invalid {param!r}" if param else "Invalid request"
     return await _penstock_error(
         request, InvalidRequest(f"{where}: {first['msg']}.", param=param, code="invalid_value")
