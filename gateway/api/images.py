@@ -5,7 +5,8 @@ URLs are refused but for https and http of hosts the operator named, whose addre
 and no picture is decoded here: size, media type and the first bytes are looked at.
 
 `may_hold_media` is the cheap test that lets nearly every prompt pass by: all media parts of all three protocols
-(chat `image_url`, Responses `input_image`, Messages `image`) carry a member whose name ends in `_url`, or a `source`.
+(chat `image_url`, Responses `input_image`, Messages `image`) carry a member whose name ends in `_url`, or a `source`;
+tensors in the place of media (`image_embeds`: an engine unpickles them) one that ends in `_embeds`.
 """
 
 import asyncio
@@ -32,7 +33,7 @@ _HEADER_CHARS = 32  # 24 bytes: more than any of the signatures
 
 def may_hold_media(body: bytes) -> bool:
     """False for prompts of text alone, but for a few that mention such a name. `\\u00` may spell any letter of it."""
-    return b'_url"' in body or b'"source"' in body or b"\\u00" in body
+    return b'_url"' in body or b'"source"' in body or b'_embeds"' in body or b"\\u00" in body
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,7 @@ def _in_part(part: dict[str, Any], where: str) -> Iterator[Found]:
         if name == "image_url":
             url = value.get("url") if isinstance(value, dict) else value
             yield Found(where, _text(url, where))
-        elif name.endswith("_url") and value is not None:
+        elif name.endswith(("_url", "_embeds")) and value is not None:
             raise _refused(where, f"{name!r} is not supported: of media, only images are")
     if isinstance(part.get("file_id"), str):
         raise _refused(where, "'file_id' is not supported: this gateway keeps no files; send a data: URL")

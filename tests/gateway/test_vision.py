@@ -178,6 +178,7 @@ def test_spelling_the_name_with_escapes_does_not_help(served: GatewayHandle, fak
     [
         {"type": "video_url", "video_url": {"url": "http://127.0.0.1/x"}},
         {"type": "audio_url", "audio_url": {"url": "http://127.0.0.1/x"}},
+        {"type": "image_embeds", "image_embeds": "AAAA"},
         {"image_url": "http://127.0.0.1/x"},
         {"type": "input_image", "image_url": "http://127.0.0.1/x"},
         {"type": "input_file", "file_url": "http://127.0.0.1/x"},
