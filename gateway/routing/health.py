@@ -30,8 +30,6 @@ class HealthWatch:
 
     def start(self) -> None:
         self._tasks = [asyncio.create_task(self._watch(replica)) for replica in self.deployment.replicas]
-        for task in self._tasks:
-            task.add_done_callback(_tell_if_broken)
 
     async def stop(self) -> None:
         for task in self._tasks or []:
@@ -39,22 +37,29 @@ class HealthWatch:
         await asyncio.gather(*self._tasks or [], return_exceptions=True)
 
     async def _watch(self, replica: Replica) -> None:
-        failed_probes = failed_tokens = 0
+        failed = _Failures()
         while True:
-            probe = await self.deployment.backend.probe(replica)
-            if probe.up:
-                failed_probes = 0
-                if probe.models:
-                    replica.model_card = probe.models.get(replica.served_model, {})
-                if replica.is_ready and not self.shelf.is_complete(self.deployment, probe.models):
-                    await self._refill(replica)
-                elif not replica.is_ready:
-                    failed_tokens = 0 if await self._warm_up(replica, probe.models) else failed_tokens + 1
-            else:
-                failed_probes += 1
-                if failed_probes >= self.failures_to_down or not replica.is_ready:
-                    self._set(replica, ReplicaState.DOWN, probe.reason)
-            await asyncio.sleep(self._pause_s(replica, failed_tokens))
+            try:
+                await self._look(replica, failed)
+            except Exception as error:  # noqa: BLE001  the outermost door of this task: a watch that dies never comes back
+                failed.tokens += 1
+                self._set(replica, ReplicaState.DOWN, f"looking at it failed: {type(error).__name__}: {error}", error)
+            await asyncio.sleep(self._pause_s(replica, failed.tokens))
+
+    async def _look(self, replica: Replica, failed: "_Failures") -> None:
+        probe = await self.deployment.backend.probe(replica)
+        if not probe.up:
+            failed.probes += 1
+            if failed.probes >= self.failures_to_down or not replica.is_ready:
+                self._set(replica, ReplicaState.DOWN, probe.reason)
+            return
+        failed.probes = 0
+        if probe.models:
+            replica.model_card = probe.models.get(replica.served_model, {})
+        if not replica.is_ready:
+            failed.tokens = 0 if await self._warm_up(replica, probe.models) else failed.tokens + 1
+        elif not self.shelf.is_complete(self.deployment, probe.models):
+            await self._refill(replica)
 
     def _pause_s(self, replica: Replica, failed_tokens: int) -> float:
         """Look more often at one that is coming up, but ask one that fails at it for a token ever less often."""
@@ -98,7 +103,8 @@ class HealthWatch:
         """A request could not reach it: out at once, back when a probe and a token succeed."""
         self._set(replica, ReplicaState.DOWN, reason)
 
-    def _set(self, replica: Replica, state: ReplicaState, reason: str) -> None:
+    def _set(self, replica: Replica, state: ReplicaState, reason: str, bug: Exception | None = None) -> None:
+        """`bug`: what should not have happened, told with its traceback."""
         was_ready = replica.is_ready
         replica.state, replica.reason = state, reason
         if replica.is_ready is not was_ready:
@@ -107,9 +113,13 @@ class HealthWatch:
         if state is not ReplicaState.WARMING and self._told.get(replica.name) != (told := f"{state}: {reason}"):
             self._told[replica.name] = told
             level = logging.WARNING if state is ReplicaState.DOWN else logging.INFO
-            log.log(level, "replica %s of %s is %s", replica.name, self.deployment.model, told.removesuffix(": "))
+            log.log(level, "replica %s of %s is %s", replica.name, self.deployment.model, told.removesuffix(": "),
+                    exc_info=bug)  # fmt: skip
 
 
-def _tell_if_broken(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.critical("a health watch died; its replica gets no traffic any more", exc_info=error)
+@dataclass(slots=True)
+class _Failures:
+    """In a row: probes without an answer, and attempts at a first token."""
+
+    probes: int = 0
+    tokens: int = 0

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 import pytest
 from msgspec import Raw
 
+from gateway.backends.openai_http import OpenAIHTTP
 from gateway.core.call import Call, Endpoint
 from gateway.core.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, Overloaded, Unavailable
-from gateway.core.replica import Replica, ReplicaState
+from gateway.core.replica import Probe, Replica, ReplicaState
 from gateway.routing.deployment import Deployment
+from gateway.routing.health import HealthWatch
 from gateway.routing.policies import POLICIES
 from gateway.routing.router import Model, Router
 from gateway.telemetry.metrics import Series
@@ -155,3 +157,43 @@ def test_what_the_engine_would_ignore_is_refused_by_name() -> None:
     router.route(call(seed=b"null", user=b'"u"'))  # asks for nothing
     with pytest.raises(ModelNotFound):
         router.route(call(model="other"))
+
+
+class Hostile(NoBackend):
+    """Raises what no backend should, `faults` times at each step; then all is well."""
+
+    capabilities = OpenAIHTTP.capabilities
+
+    def __init__(self, **faults: int) -> None:
+        self.faults = faults
+
+    def _meet(self, step: str) -> None:
+        if self.faults.get(step, 0) > 0:
+            self.faults[step] -= 1
+            raise ValueError(f"nobody thought of {step}")
+
+    async def probe(self, replica: Replica) -> Probe:
+        self._meet("probe")
+        return Probe(up=True, models={replica.served_model: {}})
+
+    async def warm_up(self, replica: Replica, endpoint: Endpoint) -> None:
+        self._meet("warm_up")
+
+
+@pytest.mark.parametrize("step", ["probe", "warm_up"])
+async def test_a_health_watch_outlives_whatever_a_backend_raises(step: str) -> None:
+    made = deployment(replicas=1)
+    made.backend = Hostile(**{step: 1})  # type: ignore[assignment]
+    (replica,) = made.replicas
+    replica.state = ReplicaState.DOWN
+    reasons = set()
+    watch = HealthWatch(made, probe_interval_s=0.001)
+    watch.start()
+    try:
+        async with asyncio.timeout(10):
+            while not replica.is_ready:
+                await asyncio.sleep(0)
+                reasons.add(replica.reason)
+    finally:
+        await watch.stop()
+    assert f"looking at it failed: ValueError: nobody thought of {step}" in reasons
