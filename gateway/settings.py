@@ -5,6 +5,7 @@ Collections are maps by name, so that environment, `helm --set` and diffs reach 
 """
 
 import ipaddress
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -15,6 +16,8 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 
 Seconds = Annotated[float, Field(gt=0)]
 Name = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\s\x00-\x1f\x7f]+$")]
+VISIBLE = r"^[!-~]*$"
+"""What goes into the head of a request to an engine: no line ends, no spaces."""
 
 
 class ConfigError(Exception):
@@ -61,14 +64,22 @@ class AuthSettings(_Strict):
 class ReplicaSettings(_Strict):
     url: str = Field(description="Base URL of the engine, without /v1; grpc://host:8001 for Triton.")
     max_in_flight: int = Field(1024, gt=0, description="Requests at once; more wait in the deployment's queue.")
-    api_key: str | None = Field(None, description="Key the gateway presents to the engine.")
+    api_key: str | None = Field(None, pattern=VISIBLE, description="Key the gateway presents to the engine.")
 
     @field_validator("url")
     @classmethod
     def _is_a_base_url(cls, url: str) -> str:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https", "grpc") or not parts.hostname:
+        if parts.scheme not in ("http", "https", "grpc") or not parts.hostname or not re.fullmatch(VISIBLE, url):
             raise ValueError(f"{url!r} is not an http(s) or grpc URL, such as http://127.0.0.1:8101")
+        try:
+            is_reachable = parts.port != 0
+        except ValueError:
+            is_reachable = False
+        if not is_reachable:
+            raise ValueError(f"{url!r} has a port that is none: 1 to 65535")
+        if parts.username is not None:
+            raise ValueError("a base URL names no user; what the engine asks for goes into api_key")
         if parts.query or parts.fragment:
             raise ValueError("a base URL has no query and no fragment")
         url = url.rstrip("/")
