@@ -29,7 +29,7 @@ def engine_error(status: int, body: bytes, retry_after: bytes | None = None) -> 
     """What the engine's answer of `status` means for the caller."""
     message, type_, param, code = _read(body)
     message = message or f"The engine answered with HTTP {status}."
-    wait_s = int(retry_after) if retry_after is not None and retry_after.isdigit() else None
+    wait_s = _number(retry_after) if retry_after is not None else None
     if status in (401, 403):
         return EngineRefused(
             502, "The engine refused the gateway's credentials.", type="server_error", code="engine_unauthorized"
@@ -55,10 +55,16 @@ def engine_error(status: int, body: bytes, retry_after: bytes | None = None) -> 
 def stream_error(payload: bytes) -> EngineRefused:
     """An `error` event inside a stream; its status is the one it names, else 500."""
     message, type_, param, code = _read(payload)
-    status = int(code) if code is not None and code.isdigit() and int(code) in _KNOWN else 500
+    named = _number(code.encode()) if code is not None else None
+    status = named if named in _KNOWN else 500
     if status < 500:
         return EngineRefused(status, message or "The engine refused.", type=_client_type(type_), param=param)
     return EngineRefused(status, message or "The engine failed.", type="server_error", param=param, code="engine_error")
+
+
+def _number(text: bytes) -> int | None:
+    """Of at most nine digits: an engine may say anything, and `int` refuses what is too long."""
+    return int(text) if text.isdigit() and len(text) < 10 else None
 
 
 def _client_type(type_: str | None) -> str:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from gateway.backends.errors import engine_error, stream_error
 from gateway.backends.sse import StreamReader
 from gateway.core.errors import PenstockError
 
@@ -246,3 +247,11 @@ def test_events_without_a_choice_are_left_out_where_the_engine_has_such(seed: in
     assert seen.data == "".join(said).encode()
     kept = read(cut(rng, "".join(mixed).encode()), rename=None, drop_usage=False)
     assert kept.data == "".join(mixed).encode()
+
+
+def test_numbers_that_are_none_in_an_engines_error_are_not_read() -> None:
+    assert stream_error('{"error": {"message": "no", "code": "²"}}'.encode()).status == 500
+    assert stream_error(b'{"error": {"message": "no", "code": "%b"}}' % (b"4" * 5000)).status == 500
+    assert stream_error(b'{"error": {"message": "no", "code": "404"}}').status == 404
+    assert engine_error(503, b"busy", b"9" * 5000).retry_after_s == 1
+    assert engine_error(503, b"busy", b"7").retry_after_s == 7
