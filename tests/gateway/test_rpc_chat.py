@@ -239,6 +239,21 @@ def test_a_watch_sees_the_model_go_and_come_back(door: GatewayHandle, fake: Fake
         watch.cancel()
 
 
+def test_all_who_watch_see_it_and_one_who_leaves_takes_it_from_nobody(door: GatewayHandle, fake: FakeHandle) -> None:
+    with channel_to(door) as channel:
+        watches = [HealthStub(channel).Watch(HealthCheckRequest(service="m"), timeout=30) for _ in range(5)]
+        assert [next(watch).status for watch in watches] == [HealthCheckResponse.SERVING] * 5
+        watches.pop().cancel()
+        fake.health(503)
+        assert [next(watch).status for watch in watches] == [HealthCheckResponse.NOT_SERVING] * 4
+        watches.append(HealthStub(channel).Watch(HealthCheckRequest(service="m"), timeout=30))
+        assert next(watches[-1]).status == HealthCheckResponse.NOT_SERVING
+        fake.health(200)
+        assert [next(watch).status for watch in watches] == [HealthCheckResponse.SERVING] * 5
+        for watch in watches:
+            watch.cancel()
+
+
 def test_reflection_describes_every_service(door: GatewayHandle) -> None:
     with channel_to(door) as channel:
         database = ProtoReflectionDescriptorDatabase(channel)
