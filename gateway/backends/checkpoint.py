@@ -23,6 +23,7 @@ _BY_METHOD = {
 _SIZES = ("intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
 _UNEVEN_BY_NATURE = frozenset({"Gemma3nForCausalLM", "Gemma3nForConditionalGeneration"})
 _SPARSE_FORMATS = frozenset({"sparse-24-bitmask", "marlin-24"})
+_LIMIT_BYTES = 16 * 2**20
 _OTHER_LAYOUTS = ("*.gguf", "*.xml", "*.mnn")
 
 
@@ -47,19 +48,24 @@ class CheckpointFacts:
 
 def read_facts(folder: Path) -> CheckpointFacts:
     """Raises CheckpointError."""
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder")
-    config = _read(folder / "config.json")
-    if config is None:
-        return _without_config(folder)
-    manifest = _read(folder / "penstock.json") or {}
-    quantization = config.get("quantization_config") or {}
-    return CheckpointFacts(
-        architectures=tuple(map(str, config.get("architectures") or ())),
-        quantization=_quantization(folder, quantization, manifest),
-        shapes=frozenset(_shapes(config, quantization, manifest)),
-        fault=_fault(config),
-    )
+    try:
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder} is not a folder")
+        config = _read(folder / "config.json")
+        if config is None:
+            return _without_config(folder)
+        manifest = _read(folder / "penstock.json") or {}
+        quantization = _part(config, "quantization_config")
+        return CheckpointFacts(
+            architectures=tuple(map(str, _list(config.get("architectures")))),
+            quantization=_quantization(folder, quantization, manifest),
+            shapes=frozenset(_shapes(config, quantization, manifest)),
+            fault=_fault(config),
+        )
+    except _NoObjectError as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {error} is not a JSON object") from None
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error.strerror}") from None
 
 
 def _without_config(folder: Path) -> CheckpointFacts:
@@ -74,10 +80,14 @@ def _without_config(folder: Path) -> CheckpointFacts:
 
 def _read(file: Path) -> dict[str, Any] | None:
     try:
-        value = json.loads(file.read_text("utf-8"))
+        with file.open("rb") as opened:
+            text = opened.read(_LIMIT_BYTES + 1)
+        if len(text) > _LIMIT_BYTES:
+            raise CheckpointError(f"{file} is larger than {_LIMIT_BYTES >> 20} MiB: no such file is")
+        value = json.loads(text.decode("utf-8-sig"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{file} is not a JSON object")
@@ -86,6 +96,8 @@ def _read(file: Path) -> dict[str, Any] | None:
 
 def _quantization(folder: Path, config: dict[str, Any], manifest: dict[str, Any]) -> str | None:
     method = config.get("quant_method")
+    if method is None and (config.get("load_in_4bit") or config.get("load_in_8bit")):
+        method = "bitsandbytes"  # as it was written before `quant_method` was
     if method is None and (folder / "hf_quant_config.json").is_file():
         method = "modelopt"
     if method is None and str(manifest.get("scheme")).lower() in ("spqr", "fp6"):
@@ -94,16 +106,16 @@ def _quantization(folder: Path, config: dict[str, Any], manifest: dict[str, Any]
 
 
 def _shapes(config: dict[str, Any], quantization: dict[str, Any], manifest: dict[str, Any]) -> set[Shape]:
-    shapes = {Shape(name) for name in _list(manifest.get("structure")) if name in set(Shape)}
+    named = _list(manifest.get("structure"))
+    shapes = {shape for shape in Shape if shape in named}
     method = _BY_METHOD.get(str(manifest.get("method")).lower())
     if method is not None:
         shapes.add(method)
-    sparsity = quantization.get("sparsity_config") or {}
-    if quantization.get("format") in _SPARSE_FORMATS or (
-        sparsity.get("sparsity_structure") == "2:4" and sparsity.get("format") in _SPARSE_FORMATS
-    ):
+    sparsity = _part(quantization, "sparsity_config")
+    is_24 = sparsity.get("sparsity_structure") == "2:4" and str(sparsity.get("format")) in _SPARSE_FORMATS
+    if is_24 or str(quantization.get("format")) in _SPARSE_FORMATS:
         shapes.add(Shape.SPARSE_24)
-    text = config.get("text_config") or {}
+    text = _part(config, "text_config")
     is_uneven = any(isinstance(part.get(name), list) for part in (config, text) for name in _SIZES)
     if is_uneven and _UNEVEN_BY_NATURE.isdisjoint(_list(config.get("architectures"))):
         shapes.add(Shape.PER_LAYER)
@@ -120,6 +132,18 @@ def _fault(config: dict[str, Any]) -> str | None:
         if width % heads
         else None
     )
+
+
+class _NoObjectError(Exception):
+    """The message is the key whose value should be one."""
+
+
+def _part(config: dict[str, Any], key: str) -> dict[str, Any]:
+    """The object under `key`, an empty one when there is none."""
+    value = config.get(key) or {}
+    if not isinstance(value, dict):
+        raise _NoObjectError(key)
+    return value
 
 
 def _list(value: Any) -> list[Any]:

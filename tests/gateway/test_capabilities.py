@@ -90,6 +90,11 @@ def test_an_engine_that_serves_a_conversion_is_not_judged_by_the_original(tmp_pa
         ({}, "no config.json"),
         ({"config.json": "{"}, "cannot be read"),
         ({"config.json": "[]"}, "not a JSON object"),
+        ({"config.json": "[" * 100_000}, "cannot be read"),
+        ({"config.json": " " * (16 * 2**20 + 1)}, "larger than 16 MiB"),
+        ({"config.json": '{"quantization_config": "gptq"}'}, "quantization_config is not a JSON object"),
+        ({"config.json": '{"quantization_config": {"sparsity_config": 5}}'}, "sparsity_config is not a JSON object"),
+        ({"config.json": '{"text_config": [1]}'}, "text_config is not a JSON object"),
         ({"adapter_config.json": "{}"}, "LoRA adapter"),
     ],
 )
@@ -98,6 +103,33 @@ def test_what_is_no_checkpoint_is_said_to_be_none(tmp_path: Path, files: dict[st
         (tmp_path / name).write_text(text)
     with pytest.raises(CheckpointError, match=word):
         read_facts(tmp_path)
+
+
+def test_a_name_that_no_folder_can_have_is_no_checkpoint() -> None:
+    with pytest.raises(CheckpointError, match="too long"):
+        read_facts(Path("x" * 5000))
+
+
+@pytest.mark.parametrize(
+    ("config", "manifest"),
+    [
+        ({"architectures": "LlamaForCausalLM"}, {}),  # one, not in a list
+        ({"quantization_config": {"format": ["a"]}}, {}),
+        ({"hidden_size": "wide", "num_attention_heads": 0}, {}),
+        ({}, {"structure": [{}, 5], "method": [], "scheme": {}}),
+    ],
+)
+def test_what_has_an_unlikely_type_is_nothing_known(
+    tmp_path: Path, config: dict[str, Any], manifest: dict[str, Any]
+) -> None:
+    folder = checkpoint(tmp_path / "c", config, manifest)
+    assert {reason(folder, kind) for kind in ENGINES} == {None}
+
+
+def test_bitsandbytes_is_known_by_its_old_way_of_writing(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "c", {"quantization_config": {"load_in_4bit": True}})
+    assert reason(folder, "vllm") is None
+    assert "quantized as bitsandbytes" in str(reason(folder, "openvino"))
 
 
 @pytest.mark.parametrize("command", [["check"], ["serve", "--config"]])
