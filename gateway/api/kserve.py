@@ -13,11 +13,11 @@ from gateway.api.kserve_request import InferBody, read_generate, read_infer
 from gateway.api.wire import Handler
 from gateway.core.call import Endpoint, Reply
 from gateway.core.errors import InvalidRequest, NotFound, PenstockError
-from gateway.serving.events import Translator
 from gateway.serving.intake import Intake
 from gateway.serving.tensor_answer import Outputs, TensorAnswer
 from gateway.serving.tensor_bytes import pack
 from gateway.serving.tensors import VERSION, Reading, check_version, in_tensor_words
+from gateway.serving.translator import Translator
 
 DOOR = "kserve"
 PREFIX = b"/v2/models/"

@@ -11,9 +11,10 @@ from gateway.api.messages_answer import MessageTranslator, message_error, messag
 from gateway.api.messages_request import chat_call, refuse_absent
 from gateway.api.parse import Parser, decoded
 from gateway.api.wire import Handler
-from gateway.core.call import Call, Endpoint, Reply
+from gateway.core.call import Call, Endpoint
 from gateway.core.errors import PenstockError
 from gateway.serving.serve import Service
+from gateway.serving.translator import Relayed
 
 
 def messages_routes(
@@ -57,37 +58,15 @@ def _authorization(headers: dict[bytes, bytes]) -> bytes | None:
     return headers.get(b"authorization") if key is None else b"Bearer " + key
 
 
-class RelayedMessage:
+class RelayedMessage(Relayed):
     """The engine's own events go to the client as they are; failures are said in Anthropic's shape."""
 
     def __init__(self, client: HttpClient) -> None:
-        self._client = client
-
-    @property
-    def started(self) -> bool:
-        return self._client.started
-
-    @property
-    def paused(self) -> bool:
-        return self._client.paused
-
-    async def drained(self) -> None:
-        await self._client.drained()
-
-    def reply(self, reply: Reply) -> None:
-        self._client.reply(reply)
-
-    def open_stream(self, first: bytes) -> None:
-        self._client.open_stream(first)
-
-    def send(self, data: bytes) -> None:
-        self._client.send(data)
-
-    def close_stream(self, last: bytes = b"") -> None:
-        self._client.close_stream(last)
+        super().__init__(client)
+        self._request_id = client.request_id
 
     def fail(self, error: PenstockError) -> None:
         if self._client.started:
-            self._client.break_off(message_error_event(error, self._client.request_id))
+            self._client.break_off(message_error_event(error, self._request_id))
         else:
-            self._client.refuse(error, message_error(error, self._client.request_id))
+            self._client.refuse(error, message_error(error, self._request_id))

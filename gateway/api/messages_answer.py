@@ -11,7 +11,8 @@ import msgspec
 
 from gateway.api.messages_request import PARAMS
 from gateway.core.errors import PenstockError, UpstreamError
-from gateway.serving.events import FullUsage, Logprobs, ToolCall, Translator, Transport
+from gateway.serving.events import FullUsage, Logprobs, ToolCall
+from gateway.serving.translator import Translator, Transport
 
 _ENCODE = msgspec.json.Encoder().encode
 _STOPS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}

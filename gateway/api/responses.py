@@ -19,10 +19,10 @@ from gateway.api.responses_answer import ResponseTranslator
 from gateway.api.responses_request import chat_call, input_items, new_id, refuse_absent, wants_logprobs
 from gateway.api.responses_store import ResponseStore
 from gateway.api.wire import Handler
-from gateway.core.call import Call, Endpoint, Reply
+from gateway.core.call import Call, Endpoint
 from gateway.core.errors import NotFound, PenstockError
-from gateway.serving.events import Transport
 from gateway.serving.serve import Service
+from gateway.serving.translator import Relayed
 
 _ENCODE = msgspec.json.encode
 _NUMBER = re.compile(rb'"sequence_number": ?(\d+)')
@@ -115,37 +115,20 @@ def new_response(call: Call, values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-class RelayedResponse:
+class RelayedResponse(Relayed):
     """The engine's own events go to the client as they are; only a failure of ours is said in their shape."""
 
-    def __init__(self, client: Transport) -> None:
-        self._client = client
+    def __init__(self, client: HttpClient) -> None:
+        super().__init__(client)
         self._last = b""
-
-    @property
-    def started(self) -> bool:
-        return self._client.started
-
-    @property
-    def paused(self) -> bool:
-        return self._client.paused
-
-    async def drained(self) -> None:
-        await self._client.drained()
-
-    def reply(self, reply: Reply) -> None:
-        self._client.reply(reply)
 
     def open_stream(self, first: bytes) -> None:
         self._last = first
-        self._client.open_stream(first)
+        super().open_stream(first)
 
     def send(self, data: bytes) -> None:
         self._last = data
-        self._client.send(data)
-
-    def close_stream(self, last: bytes = b"") -> None:
-        self._client.close_stream(last)
+        super().send(data)
 
     def fail(self, error: PenstockError) -> None:
         if not self._client.started:

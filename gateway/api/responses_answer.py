@@ -13,7 +13,8 @@ import msgspec
 from gateway.api.errors import error_body
 from gateway.api.responses_request import PARAMS, new_id
 from gateway.core.errors import PenstockError
-from gateway.serving.events import FullUsage, Logprobs, ToolCall, Translator, Transport
+from gateway.serving.events import FullUsage, Logprobs, ToolCall
+from gateway.serving.translator import Translator, Transport
 
 _ENCODE = msgspec.json.Encoder().encode
 

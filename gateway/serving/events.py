@@ -3,21 +3,21 @@
 Serving speaks to a `Client` in OpenAI's bytes: a JSON reply, or complete server-sent events. A door that speaks
 something else derives from `Listener`, whose hooks are called with typed pieces: text, reasoning, fragments of tool
 calls, the finish reason, usage. A whole answer comes through the same hooks as a stream, as one large event, so that
-one state machine makes both. `Translator` is a Listener that writes bytes of its own to the client it wraps.
+one state machine makes both. serving/translator.py has the one that writes bytes of its own to the client it wraps.
 
 Runs inside the engine connection's read callback, as the relay does: hooks must not block, and raise nothing but
 PenstockError.
 Source of the shapes: OpenAI chat and completions, whole and streamed; both spellings of the reasoning text.
 """
 
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from gateway.backends.errors import NOT_JSON
 from gateway.backends.sse import payloads
-from gateway.core.call import Client, Reply
-from gateway.core.errors import EngineRefused, PenstockError, UpstreamError
+from gateway.core.call import Reply
+from gateway.core.errors import EngineRefused, UpstreamError
 
 
 class Function(msgspec.Struct, gc=False):
@@ -238,86 +238,3 @@ class Listener:
             if part.index is None:
                 part.index = place
             self.on_tool_call(index, part)
-
-
-class Transport(Client, Protocol):
-    """A client that also takes errors in another protocol's words."""
-
-    def refuse(self, error: PenstockError, body: bytes) -> None:
-        """An error answer with this `body`; nothing has been said yet."""
-
-    def break_off(self, last: bytes) -> None:
-        """The last words of an open stream that failed, then its end."""
-
-
-class Translator(Listener):
-    """A Listener that answers in bytes: hooks put events into `out`, `whole()` makes the body of a whole answer.
-
-    What arrived together leaves together, in one write, and back-pressure is that of the client it wraps.
-    """
-
-    def __init__(self, client: Transport) -> None:
-        self._client = client
-        self.out: list[bytes] = []
-        self.is_stream = False
-        self._is_over = False
-
-    def whole(self) -> bytes:
-        """The body of a whole answer, once the hooks have heard it."""
-        raise NotImplementedError
-
-    def error_body(self, error: PenstockError) -> bytes:
-        """An error before anything was said, in the door's shape."""
-        raise NotImplementedError
-
-    def on_failure(self, error: PenstockError) -> None:
-        """An error in the middle of a stream: put the events that end it into `out`."""
-        raise NotImplementedError
-
-    # ---- Client ----
-
-    @property
-    def started(self) -> bool:
-        return self._client.started
-
-    @property
-    def paused(self) -> bool:
-        return self._client.paused
-
-    async def drained(self) -> None:
-        await self._client.drained()
-
-    def reply(self, reply: Reply) -> None:
-        self.hear(reply.body)
-        self.on_end()
-        self._client.reply(Reply(self.whole(), reply.usage, reply.finish_reasons))
-
-    def open_stream(self, first: bytes) -> None:
-        self.is_stream = True
-        super().open_stream(first)
-
-    def send(self, data: bytes) -> None:
-        super().send(data)
-        if data.startswith(b":") and not self._client.paused:
-            self._client.send(b": keep-alive\n\n")  # the engine's, kept from the hooks: it is there for proxies' sake
-
-    def flush(self, *, is_first: bool, is_last: bool) -> None:
-        data = b"".join(self.out)
-        self.out.clear()
-        if is_first:
-            self._client.open_stream(data)
-        elif is_last:
-            self._is_over = True
-            self._client.close_stream(data)
-        elif data:
-            self._client.send(data)
-
-    def fail(self, error: PenstockError) -> None:
-        if self._is_over:
-            return
-        self._is_over = True
-        if self._client.started:
-            self.on_failure(error)
-            self._client.break_off(b"".join(self.out))
-        else:
-            self._client.refuse(error, self.error_body(error))
