@@ -68,7 +68,7 @@ def _told(usage: Usage) -> dict[str, int]:
 
 def rewritten(reply: Reply, call: Call, counter: TokenCounter | None) -> Reply:
     """A whole answer."""
-    answer = _DECODE(reply.body)
+    answer = _read(reply.body)
     said = answer.choices[0].message if answer.choices else None
     if said is None or said.content is None:
         raise UpstreamError("The engine answered without a message.")
@@ -81,6 +81,14 @@ def rewritten(reply: Reply, call: Call, counter: TokenCounter | None) -> Reply:
     if usage is not None:
         body["usage"] = _told(usage)
     return Reply(msgspec.json.encode(body), usage, ["stop"])
+
+
+def _read(body: bytes) -> _Answer:
+    """Raises UpstreamError."""
+    try:
+        return _DECODE(body)
+    except NOT_JSON as error:
+        raise UpstreamError(f"The engine's answer is not the JSON it should be: {error}.") from None
 
 
 def _base(call: Call, kind: str) -> dict[str, Any]:
@@ -139,11 +147,7 @@ class Rewriter:
     def _rewritten(self, payload: bytes, chunk: Chunk) -> bytes:
         if payload.startswith(b"[DONE]"):
             return self._counted(chunk) + _DONE
-        try:
-            choices = _DECODE(payload).choices
-        except NOT_JSON as error:
-            raise UpstreamError(f"The engine's answer is not the JSON it should be: {error}.") from None
-        return b"".join(self._event(choice) for choice in choices)
+        return b"".join(self._event(choice) for choice in _read(payload).choices)
 
     def _event(self, choice: _Choice) -> bytes:
         events = b""

@@ -7,7 +7,7 @@ Source: SGLang 0.5.23 `srt/entrypoints/openai/protocol.py`, `srt/entrypoints/htt
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import msgspec
 
@@ -16,7 +16,7 @@ from gateway.backends.constraint import Constraint, ConstraintKind, alternatives
 from gateway.backends.dialect import CONSTRAINTS, Fields, is_plain, present, raw, schema_format, take_constraint
 from gateway.backends.errors import NOT_JSON
 from gateway.backends.openai_http import OpenAIHTTP, Patience
-from gateway.core.call import Call, Endpoint
+from gateway.core.call import Call, Endpoint, Usage
 from gateway.core.errors import EngineRefused, InvalidRequest, PenstockError, UpstreamError
 from gateway.core.openai import OPENAI_FIELDS
 from gateway.core.replica import Probe, Replica
@@ -93,7 +93,7 @@ class SGLang(OpenAIHTTP):
         for one in ranked:
             document = {} if one.document is None else {"document": {"text": one.document}}
             results.append({"index": one.index, "relevance_score": one.score, **document})
-        tokens = sum(one.meta_info.get("prompt_tokens", 0) for one in ranked if one.meta_info)
+        tokens = sum(one.meta_info.prompt_tokens for one in ranked if one.meta_info)
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         rerank_id = f"rerank-{call.request_id}"
         return msgspec.json.encode({"id": rerank_id, "model": call.model, "usage": usage, "results": results})
@@ -141,7 +141,7 @@ class _Ranked(msgspec.Struct):
     score: float
     index: int
     document: str | None = None
-    meta_info: dict[str, Any] | None = None
+    meta_info: Usage | None = None
 
 
 class _ServerInfo(msgspec.Struct):

@@ -121,7 +121,8 @@ class TRTLLM(OpenAIHTTP):
 
 def _priority(urgency: int) -> float:
     """The gateway's integer, 0 is normal and more is sooner, as a share of 1."""
-    return min(max(0.5 + urgency / PRIORITY_STEPS, 0.0), 1.0)
+    most = PRIORITY_STEPS // 2
+    return 0.5 + min(max(urgency, -most), most) / PRIORITY_STEPS
 
 
 def _stream_options(options: dict[str, Any]) -> dict[str, bool]:

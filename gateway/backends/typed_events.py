@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from gateway.backends.errors import NOT_JSON, engine_error, stream_error
-from gateway.core.call import Chunk, Endpoint, Reply, Usage
+from gateway.core.call import Chunk, Count, Endpoint, Reply, Usage
 
 TYPED = frozenset({Endpoint.RESPONSES, Endpoint.MESSAGES, Endpoint.COUNT_TOKENS})
 
@@ -21,8 +21,8 @@ _LAST = frozenset({"response.completed", "response.incomplete", "message_stop"})
 
 
 class _Usage(msgspec.Struct, gc=False):
-    input_tokens: int = 0
-    output_tokens: int | None = 0
+    input_tokens: Count = 0
+    output_tokens: Count | None = 0
 
 
 class _Answer(msgspec.Struct, gc=False):

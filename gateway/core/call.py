@@ -5,7 +5,7 @@ serving needs of whoever asked, so that HTTP and gRPC doors stand on the same co
 """
 
 from enum import StrEnum
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import msgspec
 
@@ -27,11 +27,15 @@ class Endpoint(StrEnum):
     __hash__ = str.__hash__  # an enum's own is a Python function, and this is a key on the request path
 
 
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+"""What an engine may say it has counted; anything else would spoil the metrics for good."""
+
+
 class Usage(msgspec.Struct, gc=False):
     """Token counts as the engine reports them."""
 
-    prompt_tokens: int = 0
-    completion_tokens: int | None = 0
+    prompt_tokens: Count = 0
+    completion_tokens: Count | None = 0
 
 
 class Call(msgspec.Struct, gc=False, eq=False):
