@@ -11,7 +11,7 @@ import msgspec
 
 from gateway.core.errors import InvalidRequest
 from gateway.serving.tensor_bytes import unpack
-from gateway.serving.tensors import INPUTS, Tensor, WrongTensor
+from gateway.serving.tensors import INPUTS, Tensor, wrong
 
 _KINDS: dict[str, type | tuple[type, ...]] = {
     "BYTES": str,
@@ -60,14 +60,14 @@ def read_infer(body: bytes, json_size: int | None) -> tuple[InferBody, dict[str,
     tensors: dict[str, Tensor] = {}
     for given in asked.inputs:
         if given.name in tensors:
-            raise _wrong(given.name, f"The input {given.name[:128]!r} is given twice.")
+            raise wrong(given.name, f"The input {given.name[:128]!r} is given twice.")
         size = given.parameters.get("binary_data_size")
         if size is None:
             values = _checked(given.name, given.datatype, list(_flat(given.data or [])))
         elif isinstance(size, int) and 0 <= size <= len(tail):
             values, tail = unpack(given.name, given.datatype, bytes(tail[:size])), tail[size:]
         else:
-            raise _wrong(given.name, f"'binary_data_size' of {given.name[:128]!r} is not within the body.")
+            raise wrong(given.name, f"'binary_data_size' of {given.name[:128]!r} is not within the body.")
         tensors[given.name] = Tensor(given.datatype, given.shape, values)
     if len(tail):
         raise InvalidRequest(f"{len(tail)} bytes after the JSON belong to no input.", code="invalid_value")
@@ -84,7 +84,7 @@ def read_generate(body: bytes) -> tuple[str, dict[str, Tensor]]:
     if not isinstance(parameters, dict) or not isinstance(name, str):
         raise InvalidRequest("'parameters' must be an object and 'id' a string.", param="parameters")
     for twice in fields.keys() & parameters.keys():
-        raise _wrong(twice, f"{twice[:128]!r} stands at the top and in 'parameters'.")
+        raise wrong(twice, f"{twice[:128]!r} stands at the top and in 'parameters'.")
     return name, {key: _tensor(key, value) for key, value in (fields | parameters).items() if value is not None}
 
 
@@ -99,7 +99,7 @@ def _checked(name: str, datatype: str, values: list[Any]) -> list[Any]:
     kind = _KINDS.get(datatype, object)
     for value in values:
         if not isinstance(value, kind) or (datatype != "BOOL" and isinstance(value, bool) and datatype in _KINDS):
-            raise _wrong(name, f"The input {name[:128]!r} must have values of the datatype {datatype}.")
+            raise wrong(name, f"The input {name[:128]!r} must have values of the datatype {datatype}.")
     return values
 
 
@@ -109,7 +109,3 @@ def _flat(data: list[Any]) -> Iterator[Any]:
             yield from _flat(value)
         else:
             yield value
-
-
-def _wrong(name: str, message: str) -> InvalidRequest:
-    return WrongTensor(message, param=name[:128], code="invalid_value")

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
+from gateway.api.fields import invalid, string_of, unsupported
 from gateway.core.call import Call, Endpoint
-from gateway.core.errors import InvalidRequest
 
 _ENCODE = msgspec.json.encode
 _ABSENT = ("container", "context_management", "mcp_servers")
@@ -23,14 +23,6 @@ PARAMS = {
     "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
 }  # fmt: skip
 """Chat's name of a field -> the client's, for errors."""
-
-
-def unsupported(name: str, reason: str) -> InvalidRequest:
-    return InvalidRequest(f"{name!r} is not supported: {reason}.", param=name, code="unsupported_parameter")
-
-
-def invalid(name: str, reason: str) -> InvalidRequest:
-    return InvalidRequest(f"Invalid {name!r}: {reason}.", param=name, code="invalid_value")
 
 
 def refuse_absent(values: dict[str, Any]) -> None:
@@ -102,11 +94,11 @@ def _assistant(blocks: list[Any], where: str) -> dict[str, Any]:
         at = f"{where}[{index}]"
         kind = _kind(block, at)
         if kind == "text":
-            texts.append(_string(block, "text", at))
+            texts.append(string_of(block, "text", at))
         elif kind == "tool_use":
             arguments = _ENCODE(block.get("input") or {}).decode()
-            function = {"name": _string(block, "name", at), "arguments": arguments}
-            calls.append({"id": _string(block, "id", at), "type": "function", "function": function})
+            function = {"name": string_of(block, "name", at), "arguments": arguments}
+            calls.append({"id": string_of(block, "id", at), "type": "function", "function": function})
         elif kind not in _THOUGHTS:
             raise unsupported(f"{at}.type", f"a block of type {kind!r} cannot be told to an engine")
     said: dict[str, Any] = {"role": "assistant", "content": "".join(texts) if texts or not calls else None}
@@ -138,12 +130,12 @@ def _tool_result(block: dict[str, Any], at: str) -> dict[str, Any]:
         raise invalid(f"{at}.content", "it must be a string or a list of blocks")
     if block.get("is_error"):  # chat has no word for it
         content = f"Error: {content}" if isinstance(content, str) else [{"type": "text", "text": "Error:"}, *content]
-    return {"role": "tool", "tool_call_id": _string(block, "tool_use_id", at), "content": content}
+    return {"role": "tool", "tool_call_id": string_of(block, "tool_use_id", at), "content": content}
 
 
 def _part(block: dict[str, Any], kind: str, at: str) -> dict[str, Any]:
     if kind == "text":
-        return {"type": "text", "text": _string(block, "text", at)}
+        return {"type": "text", "text": string_of(block, "text", at)}
     if kind == "image":
         source = block.get("source")
         if not isinstance(source, dict):
@@ -169,7 +161,7 @@ def _text_of(given: str | list[Any], where: str) -> str:
         at = f"{where}[{index}]"
         if _kind(block, at) != "text":
             raise invalid(f"{at}.type", "it must be text")
-        texts.append(_string(block, "text", at))
+        texts.append(string_of(block, "text", at))
     return "\n".join(texts)
 
 
@@ -180,13 +172,6 @@ def _kind(block: Any, at: str) -> str:
     return kind
 
 
-def _string(block: dict[str, Any], name: str, at: str) -> str:
-    value = block.get(name)
-    if not isinstance(value, str):
-        raise invalid(f"{at}.{name}", "it must be a string")
-    return value
-
-
 # ---- the rest ----
 
 
@@ -194,7 +179,7 @@ def _tools(values: dict[str, Any]) -> dict[str, Any]:
     chat: dict[str, Any] = {}
     for index, tool in enumerate(values.get("tools") or []):
         at = f"tools[{index}]"
-        function = {"name": _string(tool, "name", at), "parameters": tool.get("input_schema") or {"type": "object"}}
+        function = {"name": string_of(tool, "name", at), "parameters": tool.get("input_schema") or {"type": "object"}}
         function |= {name: tool[name] for name in ("description", "strict") if tool.get(name) is not None}
         chat.setdefault("tools", []).append({"type": "function", "function": function})
     choice = values.get("tool_choice")
@@ -203,7 +188,7 @@ def _tools(values: dict[str, Any]) -> dict[str, Any]:
     if choice.get("disable_parallel_tool_use"):
         chat["parallel_tool_calls"] = False
     if choice.get("type") == "tool":
-        function = {"name": _string(choice, "name", "tool_choice")}
+        function = {"name": string_of(choice, "name", "tool_choice")}
         return chat | {"tool_choice": {"type": "function", "function": function}}
     if choice.get("type") not in _CHOICES:
         raise invalid("tool_choice.type", "it must be auto, any, tool or none")

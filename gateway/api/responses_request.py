@@ -9,12 +9,11 @@ from typing import Any
 
 import msgspec
 
+from gateway.api.fields import invalid, string_of, unsupported
 from gateway.core.call import Call, Endpoint
-from gateway.core.errors import InvalidRequest
 from gateway.core.openai import RESPONSES_EXTENSIONS
 
 _ENCODE = msgspec.json.encode
-_DECODE = msgspec.json.decode
 LOGPROBS = "message.output_text.logprobs"
 _ABSENT = ("conversation", "prompt", "max_tool_calls", "context_management", "moderation", "background")
 _TEXT_PARTS = frozenset({"input_text", "output_text", "text"})
@@ -46,14 +45,6 @@ def refuse_absent(values: dict[str, Any]) -> None:
     for index, tool in enumerate(values.get("tools") or []):
         if tool.get("type") != "function":
             raise unsupported(f"tools[{index}]", f"a tool of type {tool.get('type')!r} would have to run on this side")
-
-
-def unsupported(name: str, reason: str) -> InvalidRequest:
-    return InvalidRequest(f"{name!r} is not supported: {reason}.", param=name, code="unsupported_parameter")
-
-
-def invalid(name: str, reason: str) -> InvalidRequest:
-    return InvalidRequest(f"Invalid {name!r}: {reason}.", param=name, code="invalid_value")
 
 
 def chat_call(call: Call, values: dict[str, Any], items: list[dict[str, Any]]) -> Call:
@@ -110,7 +101,7 @@ def chat_messages(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
             messages[-1].setdefault("tool_calls", []).append(_tool_call(item, where))
         elif kind == "function_call_output":
             content = _content(item.get("output"), f"{where}.output")
-            messages.append({"role": "tool", "tool_call_id": _string(item, "call_id", where), "content": content})
+            messages.append({"role": "tool", "tool_call_id": string_of(item, "call_id", where), "content": content})
     if not messages:
         raise invalid("input", "it holds no message")
     return messages
@@ -125,8 +116,8 @@ def _message(item: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _tool_call(item: dict[str, Any], where: str) -> dict[str, Any]:
-    function = {"name": _string(item, "name", where), "arguments": _string(item, "arguments", where)}
-    return {"id": _string(item, "call_id", where), "type": "function", "function": function}
+    function = {"name": string_of(item, "name", where), "arguments": string_of(item, "arguments", where)}
+    return {"id": string_of(item, "call_id", where), "type": "function", "function": function}
 
 
 def _content(content: Any, where: str) -> str | list[dict[str, Any]]:
@@ -146,22 +137,15 @@ def _part(part: Any, where: str) -> dict[str, Any]:
     if not isinstance(kind, str):
         raise invalid(where, "a part is an object with a type")
     if kind in _TEXT_PARTS:
-        return {"type": "text", "text": _string(part, "text", where)}
+        return {"type": "text", "text": string_of(part, "text", where)}
     if kind == "refusal":
-        return {"type": "text", "text": _string(part, "refusal", where)}
+        return {"type": "text", "text": string_of(part, "refusal", where)}
     if kind == "input_image":
-        image = {"url": _string(part, "image_url", where)}
+        image = {"url": string_of(part, "image_url", where)}
         if part.get("detail") is not None:
             image["detail"] = part["detail"]
         return {"type": "image_url", "image_url": image}
     raise unsupported(f"{where}.type", f"parts of type {kind!r} cannot be told to an engine")
-
-
-def _string(item: dict[str, Any], name: str, where: str) -> str:
-    value = item.get(name)
-    if not isinstance(value, str):
-        raise invalid(f"{where}.{name}", "it must be a string")
-    return value
 
 
 # ---- the rest ----
@@ -172,7 +156,7 @@ def _tools(values: dict[str, Any]) -> dict[str, Any]:
     chat: dict[str, Any] = {}
     for index, tool in enumerate(tools):
         function = {name: tool[name] for name in ("name", "description", "parameters", "strict") if name in tool}
-        _string(tool, "name", f"tools[{index}]")
+        string_of(tool, "name", f"tools[{index}]")
         chat.setdefault("tools", []).append(
             {
                 "type": "function",
@@ -183,7 +167,7 @@ def _tools(values: dict[str, Any]) -> dict[str, Any]:
     if isinstance(choice, dict):
         if choice.get("type") != "function":
             raise unsupported("tool_choice", f"a choice of type {choice.get('type')!r} is not among the functions")
-        choice = {"type": "function", "function": {"name": _string(choice, "name", "tool_choice")}}
+        choice = {"type": "function", "function": {"name": string_of(choice, "name", "tool_choice")}}
     elif choice not in (None, "auto", "none", "required"):
         raise invalid("tool_choice", "it must be auto, none, required or a function")
     if choice is not None and (tools or choice not in ("auto", "none")):

@@ -6,10 +6,9 @@ Answers are raw, as Triton's are: clients that were written for it look there.
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.core.errors import InvalidRequest
 from gateway.protos import inference_pb2 as pb
 from gateway.serving.tensor_bytes import pack, unpack
-from gateway.serving.tensors import Tensor, WrongTensor
+from gateway.serving.tensors import Tensor, wrong
 
 _LISTS = {
     "BOOL": "bool_contents",
@@ -24,15 +23,13 @@ def tensors_of(request: pb.ModelInferRequest) -> dict[str, Tensor]:
     """By name. A datatype that no input has is left without values: it is refused by name. Raises InvalidRequest."""
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
-        raise _wrong(
-            "raw_input_contents", f"There are {len(request.inputs)} inputs, but {len(raw)} raw_input_contents."
-        )
+        raise wrong("raw_input_contents", f"There are {len(request.inputs)} inputs, but {len(raw)} raw_input_contents.")
     tensors: dict[str, Tensor] = {}
     for index, given in enumerate(request.inputs):
         if given.name in tensors:
-            raise _wrong(given.name, f"The input {given.name[:128]!r} is given twice.")
+            raise wrong(given.name, f"The input {given.name[:128]!r} is given twice.")
         if raw and given.HasField("contents"):
-            raise _wrong(given.name, f"The input {given.name[:128]!r} has typed contents beside raw_input_contents.")
+            raise wrong(given.name, f"The input {given.name[:128]!r} has typed contents beside raw_input_contents.")
         values = unpack(given.name, given.datatype, raw[index]) if raw else _typed(given)
         tensors[given.name] = Tensor(given.datatype, list(given.shape), values)
     return tensors
@@ -44,7 +41,7 @@ def _typed(given: pb.ModelInferRequest.InferInputTensor) -> list[Any]:
         return []
     values = list(getattr(given.contents, name))
     if not values and given.contents.ByteSize():
-        raise _wrong(given.name, f"The input {given.name[:128]!r} ({given.datatype}) must have its values in {name}.")
+        raise wrong(given.name, f"The input {given.name[:128]!r} ({given.datatype}) must have its values in {name}.")
     return values
 
 
@@ -53,7 +50,3 @@ def put(response: pb.ModelInferResponse, outputs: Mapping[str, Tensor]) -> None:
     for name, tensor in outputs.items():
         response.outputs.add(name=name, datatype=tensor.datatype, shape=tensor.shape)
         response.raw_output_contents.append(pack(tensor))
-
-
-def _wrong(name: str, message: str) -> InvalidRequest:
-    return WrongTensor(message, param=name[:128], code="invalid_value")

@@ -6,8 +6,7 @@ Apart from the doors because gRPC's raw contents and HTTP's binary tensors are t
 import struct
 from typing import Any
 
-from gateway.core.errors import InvalidRequest
-from gateway.serving.tensors import Tensor, WrongTensor
+from gateway.serving.tensors import Tensor, wrong
 
 _FORMATS = {"BOOL": "?", "INT32": "i", "UINT64": "Q", "FP32": "f"}
 
@@ -21,7 +20,7 @@ def unpack(name: str, datatype: str, data: bytes) -> list[Any]:
         return []
     size = struct.calcsize(f"<{letter}")
     if len(data) % size:
-        raise _broken(f"The raw contents of {name[:128]!r} ({datatype}) must be a multiple of {size} bytes.", name)
+        raise wrong(name, f"The raw contents of {name[:128]!r} ({datatype}) must be a multiple of {size} bytes.")
     return list(struct.unpack(f"<{len(data) // size}{letter}", data))
 
 
@@ -36,11 +35,7 @@ def _split(name: str, data: bytes) -> list[bytes]:
     while at < len(data):
         end = at + 4 + int.from_bytes(data[at : at + 4], "little")
         if at + 4 > len(data) or end > len(data):
-            raise _broken(f"The raw contents of {name[:128]!r} (BYTES) end in the middle of an element.", name)
+            raise wrong(name, f"The raw contents of {name[:128]!r} (BYTES) end in the middle of an element.")
         values.append(data[at + 4 : end])
         at = end
     return values
-
-
-def _broken(message: str, name: str) -> InvalidRequest:
-    return WrongTensor(message, param=name[:128], code="invalid_value")

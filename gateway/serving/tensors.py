@@ -120,10 +120,10 @@ class Reading:
         for name, tensor in self.tensors.items():
             self.values[name] = self._value(name, tensor)
         if "text_input" not in self.values:
-            raise _wrong("text_input", f"The model {self.model[:128]!r} needs the input 'text_input' (BYTES, [1]).")
+            raise wrong("text_input", f"The model {self.model[:128]!r} needs the input 'text_input' (BYTES, [1]).")
         streams = self.values.get("stream", bool(stream))
         if streams and stream is None:
-            raise _wrong("stream", "'stream' needs ModelStreamInfer, or generate_stream over HTTP: this is one answer.")
+            raise wrong("stream", "'stream' needs ModelStreamInfer, or generate_stream over HTTP: this is one answer.")
         outputs = self._outputs()
         is_batched = len(self.tensors["text_input"].shape) > 1
         return Asked(self._body(streams, outputs), streams, outputs, self._echo(streams), is_batched)
@@ -137,12 +137,12 @@ class Reading:
                 param=name[:128], code="unknown_parameter",
             )  # fmt: skip
         if tensor.datatype != spec.datatype:
-            raise _wrong(name, f"The input {name!r} must have the datatype {spec.datatype}, not {tensor.datatype!r}.")
+            raise wrong(name, f"The input {name!r} must have the datatype {spec.datatype}, not {tensor.datatype!r}.")
         values, shape = tensor.values, tensor.shape
         size = len(values)
         if shape not in ([size], [1, size]) or (size != 1 and not spec.is_list):
             wanted = "[n] or [1, n]" if spec.is_list else "[1] or [1, 1] (send one request for each prompt)"
-            raise _wrong(name, f"The input {name!r} must have the shape {wanted}, not {shape[:8]} for {size} values.")
+            raise wrong(name, f"The input {name!r} must have the shape {wanted}, not {shape[:8]} for {size} values.")
         if spec.datatype == "BYTES":
             values = [_text(name, value) for value in values]
         elif spec.datatype == "FP32":
@@ -163,7 +163,7 @@ class Reading:
     def _echo(self, streams: bool) -> str:
         excluded = self.values.get("exclude_input_in_output")
         if streams and excluded is False:
-            raise _wrong(
+            raise wrong(
                 "exclude_input_in_output",
                 "'exclude_input_in_output' cannot be false when streaming: a stream has no echo.",
             )
@@ -176,7 +176,7 @@ class Reading:
             if spec.field is not None and value not in (spec.unset, []):
                 body[spec.field] = value
         if body.get("seed", 0) >= _SEED_LIMIT:
-            raise _wrong("seed", "'seed' must be less than 2^63.")
+            raise wrong("seed", "'seed' must be less than 2^63.")
         if not body.keys() & {"temperature", "top_p", "top_k"}:
             body["temperature"] = 0  # TensorRT-LLM is greedy unless it is told how to sample
         if outputs & {"cum_log_probs", "output_log_probs"}:
@@ -197,12 +197,12 @@ class Reading:
             return {"json_object": True}
         name = {"json_schema": "json", "regex": "regex", "ebnf_grammar": "grammar"}.get(kind)
         if name is None:
-            raise _wrong(
+            raise wrong(
                 "guided_decoding_guide_type",
                 f"'guided_decoding_guide_type' must be json, json_schema, regex or ebnf_grammar, not {kind[:64]!r}.",
             )
         if not guide:
-            raise _wrong("guided_decoding_guide", f"The guide type {kind!r} needs a 'guided_decoding_guide'.")
+            raise wrong("guided_decoding_guide", f"The guide type {kind!r} needs a 'guided_decoding_guide'.")
         return {name: _schema(guide) if name == "json" else guide}
 
 
@@ -221,28 +221,29 @@ def in_tensor_words(error: PenstockError) -> PenstockError:
     return error
 
 
-def _wrong(name: str, message: str) -> InvalidRequest:
-    return WrongTensor(message, param=name, code="invalid_value")
+def wrong(name: str, message: str) -> WrongTensor:
+    """The tensor `name` is to blame."""
+    return WrongTensor(message, param=name[:128], code="invalid_value")
 
 
 def _text(name: str, value: bytes | str) -> str:
     try:
         return value if isinstance(value, str) else value.decode()
     except UnicodeDecodeError as error:
-        raise _wrong(name, f"The input {name!r} is not valid UTF-8 (byte {error.start}).") from None
+        raise wrong(name, f"The input {name!r} is not valid UTF-8 (byte {error.start}).") from None
 
 
 def _schema(text: str) -> dict[str, Any]:
     try:
         return msgspec.json.decode(text, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError):
-        raise _wrong("guided_decoding_guide", "'guided_decoding_guide' must be a JSON schema (an object).") from None
+        raise wrong("guided_decoding_guide", "'guided_decoding_guide' must be a JSON schema (an object).") from None
 
 
 def _short(name: str, value: float) -> float:
     """The shortest decimal that is the same 32-bit number: 0.7, not 0.699999988079071."""
     if not abs(value) <= _FP32_MAX:  # NaN is not, either: JSON would say null, which means "not given"
-        raise _wrong(name, f"The input {name!r} must be a finite number of 32 bits.")
+        raise wrong(name, f"The input {name!r} must be a finite number of 32 bits.")
     for digits in (7, 8):
         short = float(f"{value:.{digits}g}")
         if struct.pack("<f", short) == struct.pack("<f", value):
