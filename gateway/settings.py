@@ -14,8 +14,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from gateway.core.yaml_file import read_yaml
+
 Seconds = Annotated[float, Field(gt=0)]
 Name = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\s\x00-\x1f\x7f]+$")]
+_PATHS = (("telemetry", "access_log_path"), ("models", "*", "deployments", "*", "checkpoint"))
+"""Relative to the file that names them. An adapter's path is not here: it is the engine's, not ours."""
 VISIBLE = r"^[!-~]*$"
 """What goes into the head of a request to an engine: no line ends, no spaces."""
 
@@ -93,8 +97,8 @@ class DeploymentSettings(_Strict):
     model: Name | None = Field(None, description="The name the engine knows the model by; default: the public name.")
     checkpoint: Path | None = Field(
         None,
-        description="Folder of the checkpoint (config.json, tokenizer, chat template) that the engine serves: checked "
-        "against what the engine can load. Needed for triton, whose prompts the gateway writes.",
+        description="Folder of the checkpoint (config.json, tokenizer, chat template) that the engine serves, relative "
+        "to this file: checked against what the engine can load. Needed for triton, whose prompts the gateway writes.",
     )
     replicas: dict[Name, ReplicaSettings] = Field(min_length=1, description="Running engines, by name.")
     weight: float = Field(1.0, ge=0, description="Share of the model's traffic among its deployments.")
@@ -143,7 +147,9 @@ class ResponsesSettings(_Strict):
 
 class TelemetrySettings(_Strict):
     access_log: bool = Field(True, description="One JSON line a request.")
-    access_log_path: Path | None = Field(None, description="File for the access log; default: standard output.")
+    access_log_path: Path | None = Field(
+        None, description="File for the access log, relative to this file; default: standard output."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Of the gateway's messages.")
     otlp_endpoint: str | None = Field(
         None, description="OTLP/HTTP base URL (http://collector:4318) to send traces to; off when absent."
@@ -204,12 +210,13 @@ def is_loopback(host: str) -> bool:
 
 
 def load(path: Path, overrides: dict[str, Any] | None = None) -> Settings:
-    """Read a configuration. `overrides` (arguments, by section) win over everything. Raises ConfigError."""
+    """Read a configuration. `overrides` (arguments, by section) win over everything; a relative path in the file is
+    relative to the file. Raises ConfigError."""
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+        data = read_yaml(path, _PATHS)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not YAML: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: must be a mapping with `models:`; docs/gateway.md has an example")
@@ -242,18 +249,3 @@ def _faults(error: ValidationError) -> list[str]:
             message = "no such key; see docs/gateway.md for those that exist"
         lines.append(f"{where}: {message}")
     return lines
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML silently keeps the last of two equal keys; a configuration should not."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} appears twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)

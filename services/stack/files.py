@@ -16,6 +16,8 @@ from stack.errors import StackError
 from stack.settings import Profile, StackFile
 
 M = TypeVar("M", bound=BaseModel)
+_GATEWAY_PATHS = (("telemetry", "access_log_path"), ("models", "*", "deployments", "*", "checkpoint"))
+"""Paths in `gateway:`: like all in a stack file, relative to it."""
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -32,7 +34,22 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 def read_stack(path: Path) -> StackFile:
     """The stack file at `path`; raises StackError (exit code 2) naming every wrong key."""
-    return _model(StackFile, path)
+    stack = _model(StackFile, path)
+    for keys in _GATEWAY_PATHS:
+        _anchor(stack.gateway, keys, path.resolve().parent)
+    return stack
+
+
+def _anchor(node: Any, keys: tuple[str, ...], folder: Path) -> None:
+    """The gateway reads them from another file; what is wrong there is its to judge."""
+    key, *rest = keys
+    if not isinstance(node, dict):
+        return
+    for one in list(node) if key == "*" else node.keys() & {key}:
+        if rest:
+            _anchor(node[one], tuple(rest), folder)
+        elif isinstance(node[one], str):
+            node[one] = str(folder / node[one])
 
 
 def read_profile(name: str, shelf: Path, base: Path) -> Profile:

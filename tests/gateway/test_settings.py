@@ -76,6 +76,8 @@ def test_one_replica_is_reached_by_its_path_in_the_environment(read) -> None:  #
         ("models:\n  m: 1\n  m: 2\n", "", "appears twice"),
         ("- a\n", "", "must be a mapping"),
         ("models: [", "", "not YAML"),
+        ("[" * 3000, "", "not YAML"),
+        ("models: {[m]: 1}", "", "is no name"),
         ("", "", "must be a mapping"),
     ],
 )
@@ -101,6 +103,15 @@ def test_an_alias_cannot_name_two_models(read) -> None:  # type: ignore[no-untyp
 def test_a_file_that_is_not_there_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         load(tmp_path / "none.yaml")
+
+
+def test_paths_are_relative_to_the_file_that_names_them(read, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    text = GOOD.replace("vllm", "vllm, checkpoint: ../mine") + "telemetry: {access_log_path: access.log}\n"
+    settings = read(text)
+    assert settings.models["m"].deployments["main"].checkpoint == tmp_path / "../mine"
+    assert settings.telemetry.access_log_path == tmp_path / "access.log"
+    absolute = read(text.replace("../mine", "/mine")).models["m"].deployments["main"]
+    assert absolute.checkpoint == Path("/mine")
 
 
 def test_every_knob_has_a_description() -> None:

@@ -53,6 +53,18 @@ def test_a_wrong_stack_file_is_refused_with_the_key(tmp_path: Path, text: str, c
     assert refusal.value.exit_code == 2
 
 
+def test_the_gateways_paths_are_relative_to_the_stack_file_too(tmp_path: Path) -> None:
+    path = tmp_path / "stack.yaml"
+    deployment = "{engine: vllm, checkpoint: ../mine}"
+    path.write_text(
+        GOOD
+        + f"gateway: {{telemetry: {{access_log_path: a.log}}, models: {{m: {{deployments: {{d: {deployment}}}}}}}}}\n"
+    )
+    gateway = read_stack(path).gateway
+    assert gateway["telemetry"]["access_log_path"] == str(tmp_path / "a.log")
+    assert gateway["models"]["m"]["deployments"]["d"]["checkpoint"] == str(tmp_path / "../mine")
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"), [(None, "No such file"), (b"\xff\xfe\x00", "not UTF-8"), (b"\x00", "not YAML")]
 )
