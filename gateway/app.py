@@ -16,6 +16,7 @@ from gateway.api.kserve import PREFIX, kserve_route
 from gateway.api.parse import Parser
 from gateway.api.request_id import accept_request_id
 from gateway.api.responses_store import ResponseStore
+from gateway.api.voices import error_at
 from gateway.api.web import make_web_app
 from gateway.api.wire import Wire
 from gateway.backends.base import Backend
@@ -102,6 +103,7 @@ def create_app(settings: Settings) -> App:
         hot_routes(service, auth, server.json_depth_limit, images, store),
         HttpClient,
         metrics.wire_refusal,
+        error_at,
         server.body_limit_bytes,
         server.header_limit_bytes,
         server.receive_timeout_s,

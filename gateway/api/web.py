@@ -1,6 +1,6 @@
 """Everything that is not hot, in FastAPI: models, health, readiness, metrics, the API's description.
 
-Errors of the framework itself (unknown path, wrong method, bad parameters) leave in OpenAI's shape too.
+Errors of the framework itself (unknown path, wrong method, bad parameters) leave in the words of the path too.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway.api.admin import admin_routes
 from gateway.api.auth import Authenticator
 from gateway.api.describe import describe
-from gateway.api.errors import error_body, error_headers
-from gateway.api.kserve import kserve_error
+from gateway.api.errors import error_headers
 from gateway.api.kserve_models import kserve_models
 from gateway.api.request_id import accept_request_id
 from gateway.api.responses_store import ResponseStore
 from gateway.api.responses_web import stored_responses
+from gateway.api.voices import error_at
 from gateway.core.call import Endpoint
 from gateway.core.errors import InvalidRequest, MethodNotAllowed, ModelNotFound, NotFound, PenstockError
 from gateway.routing.adapters import Adapter
@@ -154,6 +154,7 @@ class RequestId:
             await self.app(scope, receive, send)
             return
         request_id = accept_request_id(dict(scope["headers"]).get(b"x-request-id"))
+        scope["penstock.request_id"] = request_id.decode()
 
         async def send_with_id(message: Any) -> None:
             if message["type"] == "http.response.start":
@@ -165,7 +166,7 @@ class RequestId:
 
 async def _penstock_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, PenstockError)
-    body = kserve_error(error) if request.url.path.startswith("/v2/") else error_body(error)
+    body = error_at(request.url.path, error, request.scope.get("penstock.request_id", ""))
     return Response(body, error.status, error_headers(error), "application/json")
 
 

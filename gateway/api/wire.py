@@ -1,8 +1,8 @@
 """The HTTP/1.1 wire: uvicorn's protocol with limits, and a straight way in for the hot routes.
 
 A request on a hot route (the inference endpoints) becomes an `Exchange`; every other path runs as
-ordinary ASGI (FastAPI). Limits, timeouts and parse errors are answered here, in OpenAI's error shape,
-because at this level there is no framework to do it. docs/decisions/0002 has the reasons and figures.
+ordinary ASGI (FastAPI). Limits, timeouts and parse errors are answered here, because at this level there is no
+framework to do it. docs/decisions/0002 has the reasons and figures.
 
 Built on the inside of uvicorn 0.54 (httptools protocol); pyproject.toml pins that minor version.
 """
@@ -18,7 +18,6 @@ from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from gateway.api.errors import error_body
 from gateway.api.exchange import STATUS_LINES, Exchange
 from gateway.api.request_id import accept_request_id
 from gateway.core.errors import (
@@ -52,6 +51,7 @@ class Wire:
     hot_routes: dict[bytes, Handler]
     exchange_type: type[Exchange]
     on_refusal: Callable[[str], None]  # told the error's code
+    error_at: Callable[[str, PenstockError, str], bytes]  # an error's body, by path and request id
     body_limit_bytes: int = 32 * 2**20
     header_limit_bytes: int = 64 * 2**10
     receive_timeout_s: float = 60.0
@@ -98,6 +98,7 @@ class WireProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.wire = wire
+        self.url = b""  # of the request being received
         self.exchange: Exchange | None = None  # the one being received
         self.running: Exchange | None = None  # the one being answered
         self.is_receiving = False  # head or body of a request is not complete
@@ -363,10 +364,12 @@ class WireProtocol(HttpToolsProtocol):
         if self.exchange is not None:
             self.exchange.response_complete = True
         self.wire.on_refusal(error.code or "")
-        body = error_body(error)
+        request_id = accept_request_id(dict(self.headers or ()).get(b"x-request-id"))
+        path = self.url.decode("latin-1") if self.exchange is None else self.exchange.path.decode("utf-8", "replace")
+        body = self.wire.error_at(path, error, request_id.decode())
         head = (
             b"x-request-id: %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
-        ) % (accept_request_id(dict(self.headers or ()).get(b"x-request-id")), len(body))
+        ) % (request_id, len(body))
         self.transport.write(STATUS_LINES[error.status] + self.default_headers() + head + body)
         self._linger()
 

@@ -24,6 +24,12 @@ def gateway(fakes: tuple[FakeHandle, FakeHandle]) -> Iterator[GatewayHandle]:
         yield handle
 
 
+@pytest.fixture(scope="module")
+def small(fakes: tuple[FakeHandle, FakeHandle]) -> Iterator[GatewayHandle]:
+    with start_gateway(config(fakes[0].url, server={"port": 0, "body_limit_bytes": 5000})) as handle:
+        yield handle
+
+
 def post(gateway: GatewayHandle, path: str, body: dict[str, Any]) -> httpx.Response:
     content = json.dumps(body).replace(f'"{TOO_LARGE}"', TOO_LARGE)
     return httpx.post(f"{gateway.url}{path}", content=content, timeout=20)
@@ -76,3 +82,28 @@ def test_an_image_beside_a_number_without_end_is_refused(gateway: GatewayHandle,
     part = {"type": "image_url", "image_url": {"url": "data:,"}, "size": TOO_LARGE}
     answer = post(gateway, "/v1/chat/completions", {"model": "m", "messages": [{"role": "user", "content": [part]}]})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "size", "status"),
+    [
+        ("POST", "/v1/messages", 10_000, 413),
+        ("POST", "/v2/models/m/infer", 10_000, 413),
+        ("POST", "/v1/chat/completions", 10_000, 413),
+        ("GET", "/v1/messages", 0, 405),
+        ("POST", "/v1/messages/batches", 0, 404),
+    ],
+)
+def test_what_no_door_has_seen_is_refused_in_the_paths_own_words(
+    small: GatewayHandle, method: str, path: str, size: int, status: int
+) -> None:
+    answer = httpx.request(method, small.url + path, content=b"x" * size)
+    said = answer.json()
+    assert answer.status_code == status
+    if path.startswith("/v2/"):
+        assert isinstance(said["error"], str)
+    elif path.startswith("/v1/messages"):
+        assert (said["type"], set(said["error"])) == ("error", {"type", "message"})
+        assert said["request_id"] == answer.headers["x-request-id"]
+    else:
+        assert said["error"]["code"] == "request_too_large"
