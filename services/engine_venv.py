@@ -80,6 +80,9 @@ class EngineVenv:
         except Failed as why:
             print(f"{self.engine} set-up failed: {why}", file=sys.stderr)
             return EXIT_FAILED
+        except OSError as why:  # our own few files: a full disk, a folder that is none or not ours
+            print(f"{self.engine} set-up failed: {why.filename or self.target}: {why.strerror}", file=sys.stderr)
+            return EXIT_FAILED
         except KeyboardInterrupt:
             print(f"{self.engine} set-up interrupted; run it again, it goes on where it stopped", file=sys.stderr)
             return EXIT_INTERRUPTED
@@ -106,8 +109,8 @@ class EngineVenv:
             )
 
     def make(self) -> None:
-        """Create it with pip inside, unless it is there."""
-        if self.python.exists():
+        """Create it with pip inside, unless it is there; one that was interrupted before its pip is completed."""
+        if self.python.exists() and any(self.target.glob("lib/python*/site-packages/pip-*.dist-info/RECORD")):
             return
         try:
             venv.create(self.target, with_pip=True)
@@ -145,7 +148,7 @@ class EngineVenv:
 
     def smoke(self, code: str, env: dict[str, str] | None = None) -> str:
         """What `code` prints in the environment, with `env` on top; raises Failed when it does not run."""
-        command = [self.python, "-c", code]
+        command = [str(self.python), "-c", code]
         done = subprocess.run(command, env=os.environ | (env or {}), capture_output=True, text=True, check=False)
         if done.returncode:
             raise Failed(f"installed, but it does not run:\n{done.stderr.strip()[-4000:]}")

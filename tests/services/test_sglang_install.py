@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import venv
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,20 @@ def test_an_index_without_a_cpu_torch_means_unavailable_and_says_what_to_set(tmp
     assert "pip finds no torch==2.13.0+cpu" in done.stderr
     assert "PIP_FIND_LINKS" in done.stderr
     assert install("--venv", str(tmp_path / "venv"), "--check").returncode == 1
+
+
+def test_an_environment_interrupted_before_it_had_pip_is_completed(tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv", with_pip=False)
+    offline = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": str(tmp_path)}
+    done = install("--venv", str(tmp_path / "venv"), **offline)
+    assert "pip finds no torch" in done.stderr
+    assert "No module named pip" not in done.stderr
+
+
+def test_a_place_where_no_environment_can_be_is_said_in_one_line() -> None:
+    done = install("--venv", "/dev/null/venv")
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["sglang set-up failed: /dev/null/venv/penstock-sglang.json: Not a directory"]
 
 
 def test_check_installs_nothing(tmp_path: Path) -> None:
