@@ -65,6 +65,7 @@ class TRTLLM(OpenAIHTTP):
     def __init__(self, patience: Patience, checkpoint: Path | None = None) -> None:
         super().__init__(patience, checkpoint)
         self._adapters: dict[str, dict[str, object]] = {}  # name -> `lora_request`
+        self._tried: dict[str, dict[str, str]] = {}  # replica -> names it has answered with, and their paths
 
     def upstream_model(self, replica: Replica, call: Call) -> str:  # noqa: ARG002
         return replica.served_model
@@ -105,17 +106,22 @@ class TRTLLM(OpenAIHTTP):
         order = {"model": replica.served_model, "prompt": "Hello", "max_tokens": 1, "lora_request": wanted}
         await self._operate(replica, "/v1/completions", order, self.patience.adapter_timeout_s)
         self._adapters[name] = wanted
+        self._tried.setdefault(replica.name, {})[name] = path
 
-    async def unload_adapter(self, replica: Replica, name: str) -> None:  # noqa: ARG002
+    async def unload_adapter(self, replica: Replica, name: str) -> None:
         """Nobody asks for it any more; the engine drops it when it needs the room."""
-        self._adapters.pop(name, None)
+        self._tried.get(replica.name, {}).pop(name, None)
+        if not any(name in tried for tried in self._tried.values()):
+            self._adapters.pop(name, None)
 
     async def probe(self, replica: Replica) -> Probe:
-        """With the adapters, which its own list of models does not have."""
+        """With the adapters that it has answered with since it came up: its own list of models does not have them."""
         probe = await super().probe(replica)
+        if not (probe.up or replica.is_ready):  # one slow probe of a busy engine is no reason to try it again
+            self._tried.pop(replica.name, None)
         if probe.models is not None:
-            for name, wanted in self._adapters.items():
-                probe.models[name] = {"id": name, "root": wanted["lora_path"], "parent": replica.served_model}
+            for name, path in self._tried.get(replica.name, {}).items():
+                probe.models[name] = {"id": name, "root": path, "parent": replica.served_model}
         return probe
 
 

@@ -371,6 +371,20 @@ def test_an_adapter_of_trtllm_goes_with_every_request_and_a_wrong_path_is_told_a
             assert "lora_request" not in side.got()
 
 
+def test_each_replica_of_trtllm_is_tried_with_an_adapter_before_it_is_ready(tmp_path: Any) -> None:
+    """The path may be there on one machine and not on the next."""
+    with (
+        start_fake("--engine", "trtllm", "--model", "served") as one,
+        start_fake("--engine", "trtllm", "--model", "served") as two,
+    ):
+        settings = config(one.url, two.url, model="public", deployment={"engine": "trtllm", "model": "served"})
+        settings["models"]["public"]["adapters"] = {"tuned": {"path": str(tmp_path)}}
+        with start_gateway(settings, ready=False) as gateway:
+            assert one.wait(lambda stats: stats["weights"].get("tuned", 0))["weights"]["tuned"] == 1
+            assert two.wait(lambda stats: stats["weights"].get("tuned", 0))["weights"]["tuned"] == 1
+            gateway.wait_ready()
+
+
 # ---- MNN ----
 
 
