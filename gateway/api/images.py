@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from gateway.api.parse import decode_field
 from gateway.core.call import Call, Endpoint
 from gateway.core.errors import InvalidRequest
+from gateway.core.raw import decode_field
 
 _MAGIC = {
     "image/png": (b"\x89PNG\r\n\x1a\n",),

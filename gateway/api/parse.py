@@ -15,6 +15,7 @@ import msgspec
 from gateway.core.call import Call, Endpoint
 from gateway.core.errors import InvalidRequest
 from gateway.core.openai import FIELD_TYPES, REQUIRED, StreamOptions
+from gateway.core.raw import decode_field
 
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _TRUE = b"true"
@@ -111,14 +112,6 @@ class Parser:
 def decoded(call: Call) -> dict[str, Any]:
     """All fields of a call by name. Raises InvalidRequest."""
     return {name: decode_field(name, raw) for name, raw in call.fields.items()}
-
-
-def decode_field(name: str, raw: msgspec.Raw) -> Any:
-    """Raises InvalidRequest for what a scan does not see: half of a surrogate pair, a number like 1e999."""
-    try:
-        return msgspec.json.decode(raw)
-    except msgspec.DecodeError as error:
-        raise InvalidRequest(f"Invalid {name!r}: {error}.", param=name, code="invalid_json") from None
 
 
 def _reason(error: msgspec.ValidationError) -> str:

@@ -12,6 +12,7 @@ import msgspec
 
 from gateway.core.call import Call
 from gateway.core.errors import InvalidRequest
+from gateway.core.raw import decode_field
 
 
 class ConstraintKind(StrEnum):
@@ -45,7 +46,7 @@ def constraint(call: Call) -> Constraint | None:
 
 def _decoded(call: Call, name: str) -> Any:
     raw = call.fields.get(name)
-    return None if raw is None else msgspec.json.decode(raw)
+    return None if raw is None else decode_field(name, raw)
 
 
 def _of_response_format(wanted: Any) -> Constraint | None:

@@ -14,6 +14,7 @@ from gateway.backends.capabilities import Capabilities
 from gateway.backends.constraint import Constraint, constraint
 from gateway.core.call import Call
 from gateway.core.errors import InvalidRequest
+from gateway.core.raw import decode_field
 
 Fields = Mapping[str, Raw]
 NULL = Raw(b"null")
@@ -35,9 +36,9 @@ def raw(value: Any) -> Raw:
 
 
 def decoded(fields: Fields, name: str) -> Any:
-    """The value of `name`, None when it is not there."""
+    """The value of `name`, None when it is not there. Raises InvalidRequest."""
     given = fields.get(name)
-    return None if given is None else msgspec.json.decode(given)
+    return None if given is None else decode_field(name, given)
 
 
 def take_constraint(call: Call, fields: dict[str, Raw], kind: str, capabilities: Capabilities) -> Constraint | None:

@@ -8,6 +8,7 @@ Source: MNN `apps/mnncli/src/mnncli_server.cpp`.
 
 import asyncio
 import functools
+import re
 import time
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
@@ -25,6 +26,8 @@ from gateway.core.replica import Probe, Replica
 
 Answer = TypeVar("Answer")
 FOREVER = float("inf")
+_FETCHED = re.compile(r"<(?:img|audio|video)\b", re.IGNORECASE)
+"""MNN's multimodal prompts load what stands between such tags, also from the network: `omni.cpp`."""
 
 
 class MNN(OpenAIHTTP):
@@ -67,9 +70,16 @@ class MNN(OpenAIHTTP):
     def dialect(self, call: Call, fields: Fields) -> Fields:  # noqa: ARG002
         """Its messages have text: parts are joined, pictures refused."""
         messages = decoded(fields, "messages")
-        if all(isinstance(message.get("content"), str) for message in messages):
+        texts = [_text(message) for message in messages]
+        if any(_FETCHED.search(text) for text in texts):
+            raise InvalidRequest(
+                "The engine (mnn) would read <img> and <audio> in a text as something to fetch; write them otherwise.",
+                param="messages",
+            )
+        if all(text is message.get("content") for text, message in zip(texts, messages, strict=True)):
             return fields
-        return {**fields, "messages": raw([{**message, "content": _text(message)} for message in messages])}
+        plain = [message | {"content": text} for message, text in zip(messages, texts, strict=True)]
+        return {**fields, "messages": raw(plain)}
 
     async def _to_its_end(
         self,

@@ -440,6 +440,33 @@ def test_mnn_gets_text_parts_as_one_text_and_no_pictures(sides: dict[str, Side])
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages")
 
 
+@pytest.mark.parametrize("text", ["<img>http://10.0.0.1/</img>", "see <AUDIO>file</AUDIO>"])
+def test_mnn_is_not_given_texts_that_it_would_fetch_something_for(sides: dict[str, Side], text: str) -> None:
+    side = sides["mnn"]
+    side.fake.reset_script()
+    for content in (text, [{"type": "text", "text": text}]):
+        answer = side.ask(messages=[{"role": "user", "content": content}])
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages")
+    assert side.ask(messages=[{"role": "user", "content": "a < b, imgs > c"}]).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "raw"),
+    [
+        ("sglang", "structured_outputs", '{"json": {"maximum": 1e999}}'),
+        ("lightllm", "response_format", '{"type": "json_object", "x": 1e999}'),
+        ("trtllm", "tools", '[{"type": "function", "function": {"name": "f", "parameters": {"maximum": 1e999}}}]'),
+    ],
+)
+def test_a_number_that_json_cannot_hold_is_the_callers_fault(
+    sides: dict[str, Side], kind: str, name: str, raw: str
+) -> None:
+    side = sides[kind]
+    body = f'{{"model": "public", "messages": [{{"role": "user", "content": "hi"}}], "{name}": {raw}}}'
+    answer = httpx.post(f"{side.gateway.url}/v1/chat/completions", content=body, timeout=20)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
+
+
 def test_mnns_constant_usage_never_reaches_a_client(sides: dict[str, Side]) -> None:
     side = sides["mnn"]
     side.fake.reset_script()
