@@ -102,7 +102,8 @@ class SGLang(OpenAIHTTP):
         """Of one that comes up it is asked once whether it heeds seeds: without a flag it takes and ignores them."""
         probe = await super().probe(replica)
         if not probe.up:
-            self._heeds_seeds.pop(replica.name, None)
+            if not replica.is_ready:  # one slow probe of a busy engine changes nothing
+                self._heeds_seeds.pop(replica.name, None)
         elif replica.name not in self._heeds_seeds:
             self._heeds_seeds[replica.name] = await self._is_deterministic(replica)
         return probe

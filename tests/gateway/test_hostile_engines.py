@@ -17,8 +17,8 @@ from gateway.backends.capabilities import Adapters
 from gateway.backends.openai_http import Patience
 from gateway.backends.registry import make_backend
 from gateway.core.call import Call, Chunk, Endpoint
-from gateway.core.errors import PenstockError, UpstreamError
-from gateway.core.replica import Replica
+from gateway.core.errors import InvalidRequest, PenstockError, UpstreamError
+from gateway.core.replica import Replica, ReplicaState
 
 HI = b'[{"role":"user","content":"hi"}]'
 NONSENSE: dict[str, bytes] = {
@@ -51,7 +51,9 @@ async def engine(body: bytes, kind: bytes = b"application/json") -> AsyncIterato
             length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
             await reader.readexactly(int(length or 0))
             writer.write(
-                b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n" % (kind, len(body)) + body
+                b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n"
+                % (kind, len(body))
+                + body
             )
             await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -153,3 +155,19 @@ def test_a_priority_beyond_all_bounds_is_the_most_there_is(asked: int, told: flo
     wanted.fields["priority"] = msgspec.Raw(str(asked).encode())
     sent = backend.dialect(wanted, wanted.fields)
     assert msgspec.json.decode(sent["priority"]) == told
+
+
+async def test_one_slow_probe_of_sglang_does_not_take_seeds_away() -> None:
+    backend: Any = make_backend("sglang", Patience())
+    wanted = call(Endpoint.CHAT)
+    wanted.fields["seed"] = msgspec.Raw(b"7")
+    async with engine(b'{"enable_deterministic_inference":true,"data":[]}') as url:
+        replica = Replica("a", url, "m", 8, state=ReplicaState.READY)
+        assert (await backend.probe(replica)).up
+    assert not (await backend.probe(replica)).up
+    assert "seed" in backend.dialect(wanted, wanted.fields)
+    replica.state = ReplicaState.DOWN
+    assert not (await backend.probe(replica)).up
+    with pytest.raises(InvalidRequest, match="seed"):
+        backend.dialect(wanted, wanted.fields)
+    await backend.aclose()
