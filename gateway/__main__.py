@@ -15,9 +15,9 @@ import uvicorn
 from gateway.api.auth import new_key
 from gateway.api.wire import WireProtocol
 from gateway.app import App, create_app
+from gateway.backends.base import Patience
 from gateway.backends.capabilities import Adapters
 from gateway.backends.fit import misfits
-from gateway.backends.openai_http import Patience
 from gateway.backends.registry import backend_class, engine_kinds, make_backend
 from gateway.backends.table import as_json, as_markdown, as_text, updated
 from gateway.settings import ConfigError, DeploymentSettings, RpcSettings, ServerSettings, Settings, load

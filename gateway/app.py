@@ -19,9 +19,8 @@ from gateway.api.responses_store import ResponseStore
 from gateway.api.voices import error_at
 from gateway.api.web import make_web_app
 from gateway.api.wire import Wire
-from gateway.backends.base import Backend
+from gateway.backends.base import Backend, Patience
 from gateway.backends.capabilities import Adapters
-from gateway.backends.openai_http import Patience
 from gateway.backends.registry import make_backend
 from gateway.core.call import Endpoint
 from gateway.core.replica import Replica

@@ -1,11 +1,23 @@
 """The contract of a backend: how the gateway speaks to one kind of engine."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
 from gateway.backends.capabilities import Capabilities
 from gateway.core.call import Call, Endpoint, Reply, Sink
 from gateway.core.replica import Probe, Replica
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a replica may take, in seconds: to be connected, to its first token, between tokens."""
+
+    connect_timeout_s: float = 5.0
+    first_token_timeout_s: float = 120.0
+    idle_timeout_s: float = 60.0
+    probe_timeout_s: float = 5.0
+    adapter_timeout_s: float = 120.0
 
 
 class Backend(Protocol):

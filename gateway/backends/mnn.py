@@ -16,10 +16,11 @@ from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
+from gateway.backends.base import Patience
 from gateway.backends.capabilities import Capabilities, Tested
 from gateway.backends.dialect import Fields, decoded, raw
 from gateway.backends.mnn_answer import Rewriter, TokenCounter, rewritten
-from gateway.backends.openai_http import OpenAIHTTP, Patience
+from gateway.backends.openai_http import OpenAIHTTP
 from gateway.core.call import Call, Endpoint, Reply, Sink
 from gateway.core.errors import DeadlineExceeded, InvalidRequest
 from gateway.core.replica import Probe, Replica

@@ -5,29 +5,26 @@ take, or the wish for a usage count must change it. Answers come back as bytes (
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
 from typing import Any, ClassVar
 
 import msgspec
 
+from gateway.backends.base import Patience
 from gateway.backends.capabilities import Capabilities, Tested
 from gateway.backends.constraint import ConstraintKind
 from gateway.backends.errors import NOT_JSON, engine_error
 from gateway.backends.http11 import Connection, Pool
-from gateway.backends.sse import ABORTED, StreamReader, aborted, model_renames, own_reasoning
-from gateway.backends.typed_events import TYPED, read_answer, read_event
-from gateway.core.call import Call, Chunk, Endpoint, Reply, Sink, Usage
+from gateway.backends.openai_relay import Relay, TypedRelay
+from gateway.backends.sse import ABORTED, aborted, model_renames, own_reasoning
+from gateway.backends.typed_events import TYPED, read_answer
+from gateway.core.call import Call, Endpoint, Reply, Sink, Usage
 from gateway.core.errors import PenstockError, UpstreamError, UpstreamTimeout
 from gateway.core.openai import OPENAI_FIELDS
 from gateway.core.replica import Probe, Replica
 
 ANSWER_LIMIT_BYTES = 256 * 2**20
 ERROR_LIMIT_BYTES = 2**20
-AFTER_DONE_S = 1.0  # for the end of the response after [DONE], so that its connection can be used again
-IDENTIFIERS = frozenset({"user", "safety_identifier", "prompt_cache_key"})
-"""Fields that name the caller or hint at a cache, and never change an answer: accepted everywhere, sent where taken."""
 
 
 class _AnswerChoice(msgspec.Struct, gc=False):
@@ -56,17 +53,6 @@ _WARM_UP: dict[Endpoint, dict[str, object]] = {
     Endpoint.COMPLETIONS: {"prompt": "Hello", "max_tokens": 1},
     Endpoint.EMBEDDINGS: {"input": "Hello"},
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a replica may take, in seconds: to be connected, to its first token, between tokens."""
-
-    connect_timeout_s: float = 5.0
-    first_token_timeout_s: float = 120.0
-    idle_timeout_s: float = 60.0
-    probe_timeout_s: float = 5.0
-    adapter_timeout_s: float = 120.0
 
 
 class OpenAIHTTP:
@@ -113,7 +99,7 @@ class OpenAIHTTP:
                 raise engine_error(502, await connection.read_all(ERROR_LIMIT_BYTES))
             upstream = self.upstream_model(replica, call)
             rename = (upstream, call.model) if upstream != call.model else None
-            relay = (_TypedRelay if call.endpoint in TYPED else _Relay)(
+            relay = (TypedRelay if call.endpoint in TYPED else Relay)(
                 connection,
                 sink,
                 self.patience.idle_timeout_s,
@@ -300,94 +286,3 @@ class OpenAIHTTP:
         if pool is None:
             pool = self._pools[replica.url] = Pool(replica.url, connect_timeout_s=self.patience.connect_timeout_s)
         return pool
-
-
-class _Relay(StreamReader):
-    """A reader between a connection and a sink. `take` runs inside the read callback."""
-
-    __slots__ = ("_connection", "_idle_timeout_s", "_idle_words", "_is_finished", "_push_content", "_sink")
-
-    def __init__(
-        self,
-        connection: Connection,
-        sink: Sink,
-        idle_timeout_s: float,
-        rename: tuple[str, str] | None,
-        drop_usage: bool,
-        drop_extras: bool,
-    ) -> None:
-        super().__init__(rename=rename, drop_usage=drop_usage, drop_extras=drop_extras)
-        self._connection = connection
-        self._sink = sink
-        self._push_content = sink.push_content
-        self._idle_timeout_s = idle_timeout_s
-        self._idle_words = f"nothing for {idle_timeout_s:g} s in the middle of its answer"
-        self._is_finished = False
-
-    def take(self, data: bytes) -> None:
-        now_s = monotonic()
-        if self.is_plain(data):
-            self._connection.patience_s = now_s + self._idle_timeout_s
-            if self._push_content(data, now_s):
-                self._hold()
-        elif not self.is_done:  # after [DONE] there is nothing a client should see
-            chunk = self.feed(data, now_s)
-            if chunk is not None:
-                self._take_chunk(chunk)
-
-    def _take_chunk(self, chunk: Chunk) -> None:
-        connection = self._connection
-        if chunk.contents:
-            connection.patience_s = chunk.at_s + self._idle_timeout_s
-            connection.timeout_words = self._idle_words
-        if chunk.finish_reason is not None:
-            self._is_finished = True
-        is_behind = self._sink.push(chunk)
-        if chunk.is_last:
-            connection.expect_within(AFTER_DONE_S, "its answer was over")
-        elif is_behind:
-            self._hold()
-
-    def _hold(self) -> None:
-        self._connection.pause()
-        self._connection.nudge()
-
-    def _last_words(self) -> bytes:
-        return b"data: [DONE]\n\n"  # some engines never say it; clients wait for it
-
-    async def run(self) -> None:
-        """Until the stream is over. Raises UpstreamError when it broke off, and what the sink raised."""
-        connection = self._connection
-        try:
-            while not connection.is_complete:
-                if self._sink.paused:
-                    await self._sink.drained()
-                connection.resume()
-                await connection.progress()
-            await connection.progress()
-        except UpstreamError:
-            if not self.is_done:
-                raise
-            return  # the client has everything; only the connection is spoilt
-        if self.is_done:
-            return
-        if self.has_partial_event or not self._is_finished:
-            raise UpstreamError("The engine ended its stream before the answer was finished.")
-        self._sink.push(Chunk(self._last_words(), monotonic(), is_last=True))
-
-
-class _TypedRelay(_Relay):
-    """Of Responses and Messages: events that carry their own type (typed_events.py), and end without `[DONE]`."""
-
-    __slots__ = ()
-
-    def _read_event(self, payload: bytes, chunk: Chunk) -> bool:
-        if read_event(payload, chunk):
-            self.is_done = chunk.is_last = True
-        return chunk.error is None
-
-    def _learn(self, event: bytes) -> None:
-        """Every event has a number or a place of its own: none is like the last."""
-
-    def _last_words(self) -> bytes:
-        return b""

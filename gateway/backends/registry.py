@@ -7,8 +7,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from gateway.backends.base import Backend
-from gateway.backends.openai_http import Patience
+from gateway.backends.base import Backend, Patience
 
 BUILT_IN = {
     "lightllm": "lightllm:LightLLM",

@@ -11,11 +11,12 @@ from typing import ClassVar
 
 import msgspec
 
+from gateway.backends.base import Patience
 from gateway.backends.capabilities import Adapters, Capabilities, EngineMetrics, Tested
 from gateway.backends.constraint import Constraint, ConstraintKind, alternatives
 from gateway.backends.dialect import CONSTRAINTS, Fields, is_plain, present, raw, schema_format, take_constraint
 from gateway.backends.errors import NOT_JSON
-from gateway.backends.openai_http import OpenAIHTTP, Patience
+from gateway.backends.openai_http import OpenAIHTTP
 from gateway.core.call import Call, Endpoint, Usage
 from gateway.core.errors import EngineRefused, InvalidRequest, PenstockError, UpstreamError
 from gateway.core.openai import OPENAI_FIELDS

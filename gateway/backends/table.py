@@ -6,9 +6,8 @@ import msgspec
 
 from gateway.backends.base import Backend
 from gateway.backends.constraint import ConstraintKind
-from gateway.backends.openai_http import IDENTIFIERS
 from gateway.core.call import Endpoint
-from gateway.core.openai import CHAT_EXTENSIONS, EXTENSIONS, OPENAI_FIELDS
+from gateway.core.openai import CHAT_EXTENSIONS, EXTENSIONS, IDENTIFIERS, OPENAI_FIELDS
 
 Engine = type[Backend]
 Row = list[str]

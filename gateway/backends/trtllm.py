@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from gateway.backends.base import Patience
 from gateway.backends.capabilities import Adapters, Capabilities, EngineMetrics, Shape, Tested
 from gateway.backends.constraint import Constraint, ConstraintKind, alternatives
 from gateway.backends.dialect import CONSTRAINTS, Fields, decoded, is_plain, present, raw, take_constraint
-from gateway.backends.openai_http import OpenAIHTTP, Patience
+from gateway.backends.openai_http import OpenAIHTTP
 from gateway.core.call import Call, Endpoint
 from gateway.core.errors import InvalidRequest, ModelNotFound
 from gateway.core.openai import OPENAI_FIELDS

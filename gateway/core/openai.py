@@ -243,6 +243,8 @@ OPENAI_FIELDS: dict[Endpoint, frozenset[str]] = {
     Endpoint.COMPLETIONS: frozenset(_COMPLETIONS),
     Endpoint.EMBEDDINGS: frozenset(_EMBEDDINGS),
 }
+IDENTIFIERS = frozenset({"user", "safety_identifier", "prompt_cache_key"})
+"""Fields that name the caller or hint at a cache, and never change an answer: accepted everywhere, sent where taken."""
 REQUIRED: dict[Endpoint, tuple[str, ...]] = {
     Endpoint.CHAT: ("model", "messages"),
     Endpoint.COMPLETIONS: ("model", "prompt"),

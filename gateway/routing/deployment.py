@@ -11,9 +11,9 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from gateway.backends.base import Backend
-from gateway.backends.openai_http import IDENTIFIERS
 from gateway.core.call import Call, Endpoint
 from gateway.core.errors import DeadlineExceeded, InvalidRequest, Overloaded, Unavailable
+from gateway.core.openai import IDENTIFIERS
 from gateway.core.replica import Replica
 from gateway.routing.policies import Policy
 from gateway.telemetry.metrics import Series

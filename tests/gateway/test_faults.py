@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from fakes import FakeHandle, start_fake
-from gateway.backends.openai_http import OpenAIHTTP, Patience
+from gateway.backends.base import Patience
+from gateway.backends.openai_http import OpenAIHTTP
 from gateway.core.call import Call, Endpoint, Reply
 from gateway.core.errors import PenstockError
 from gateway.core.replica import Replica, ReplicaState

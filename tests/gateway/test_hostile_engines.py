@@ -12,9 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.backends.base import LoadsAdapters
+from gateway.backends.base import LoadsAdapters, Patience
 from gateway.backends.capabilities import Adapters
-from gateway.backends.openai_http import Patience
 from gateway.backends.registry import make_backend
 from gateway.core.call import Call, Chunk, Endpoint
 from gateway.core.errors import InvalidRequest, PenstockError, UpstreamError

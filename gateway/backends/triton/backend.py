@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from gateway.backends.base import Patience
 from gateway.backends.capabilities import Capabilities, EngineMetrics, Tested
 from gateway.backends.constraint import ConstraintKind
-from gateway.backends.openai_http import Patience
 from gateway.backends.triton.answer import Answer, Step
 from gateway.backends.triton.asked import decoded_fields, read_asked, unsupported
 from gateway.backends.triton.checkpoint import read_checkpoint

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import grpc
 import grpc.aio
 
-from gateway.backends.openai_http import Patience
+from gateway.backends.base import Patience
 from gateway.backends.triton.status import message_error, status_error
 from gateway.backends.triton.tensors import ModelInfo, Outputs, Spec, Tensor, from_raw, to_raw
 from gateway.backends.triton.wire import Watch, unique_id

@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
+from gateway.backends.base import Patience
 from gateway.backends.errors import NOT_JSON, engine_error
 from gateway.backends.http11 import Connection, Pool
-from gateway.backends.openai_http import Patience
 from gateway.backends.sse import EVENT_LIMIT_BYTES, payloads
 from gateway.backends.triton.status import message_error
 from gateway.backends.triton.tensors import ModelInfo, Outputs, Spec, Tensor

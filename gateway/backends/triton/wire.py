@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Protocol
 
-from gateway.backends.openai_http import Patience
+from gateway.backends.base import Patience
 from gateway.backends.triton.tensors import ModelInfo, Outputs, Tensor
 from gateway.core.call import Call
 from gateway.core.errors import UpstreamTimeout
