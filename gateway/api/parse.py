@@ -66,6 +66,7 @@ class Parser:
             wants_usage=isinstance(options, StreamOptions) and options.include_usage,
             request_id=request_id,
             received_s=received_s,
+            is_text=self.endpoint is Endpoint.CHAT and _is_text(values["messages"]),
         )
 
     def _scan(self, body: bytes) -> dict[str, msgspec.Raw]:
@@ -112,6 +113,15 @@ class Parser:
 def decoded(call: Call) -> dict[str, Any]:
     """All fields of a call by name. Raises InvalidRequest."""
     return {name: decode_field(name, raw) for name, raw in call.fields.items()}
+
+
+def _is_text(messages: list[dict[str, msgspec.Raw]]) -> bool:
+    """One look at the first byte of each member, however long the prompt is."""
+    for message in messages:
+        for value in message.values():
+            if memoryview(value)[0] != 0x22:
+                return False
+    return True
 
 
 def _reason(error: msgspec.ValidationError) -> str:

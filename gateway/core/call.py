@@ -44,7 +44,8 @@ class Call(msgspec.Struct, gc=False, eq=False):
     `fields` maps each top-level key to its raw JSON; `body` is the client's bytes. Times are
     `time.monotonic()` seconds; `deadline_s` is set once, at admission. `adapter`: the LoRA that `model` names,
     set by the router; None for the model itself. `door`: what the client spoke where it was not `endpoint`'s own
-    protocol, as metrics and the access log name it; `images`: how many image parts the prompt has, once checked.
+    protocol, as metrics and the access log name it; `images`: how many image parts the prompt has, once checked;
+    `is_text`: every member of every chat message is a string, so there is no room for an image.
     """
 
     endpoint: Endpoint
@@ -58,6 +59,7 @@ class Call(msgspec.Struct, gc=False, eq=False):
     deadline_s: float = float("inf")
     key_name: str | None = None
     traceparent: str | None = None
+    is_text: bool = False
     adapter: str | None = None
     door: str | None = None
     images: int = 0
