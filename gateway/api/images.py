@@ -4,7 +4,7 @@ An engine that is given a URL fetches it from inside the network it stands in. S
 URLs are refused but for https and http of hosts the operator named, whose addresses are all public. Nothing is fetched
 and no picture is decoded here: size, media type and the first bytes are looked at.
 
-A chat whose messages hold nothing but strings passes by (`Call.is_text`). `may_hold_media` is the next cheap test: all
+A long chat whose messages hold nothing but strings passes by (`Call.is_text`). `may_hold_media` is the next cheap test: all
 media parts of all three protocols (chat `image_url`, Responses `input_image`, Messages `image`) carry a member whose
 name ends in `_url`, or a `source`; tensors in the place of media (`image_embeds`: an engine unpickles them) one that
 ends in `_embeds`.
@@ -56,7 +56,7 @@ class Images:
 
     async def check_chat(self, call: Call) -> None:
         """For doors that make chat calls of what their clients send."""
-        if call.endpoint is Endpoint.CHAT and not call.is_text:
+        if call.endpoint is Endpoint.CHAT and not call.is_text and may_hold_media(call.body):
             await self.check(call, "messages")
 
     async def check(self, call: Call, name: str) -> None:

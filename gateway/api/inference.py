@@ -9,7 +9,7 @@ import time
 
 from gateway.api.auth import Authenticator
 from gateway.api.http_client import HttpClient, tell
-from gateway.api.images import Images
+from gateway.api.images import Images, may_hold_media
 from gateway.api.messages import messages_routes
 from gateway.api.parse import Parser
 from gateway.api.responses import responses_route
@@ -43,7 +43,7 @@ def _route(parser: Parser, service: Service, auth: Authenticator, images: Images
             client.body = b""  # a long stream should not hold its prompt twice
             call.key_name = key_name
             call.traceparent = client.traceparent
-            if has_images and not call.is_text:
+            if has_images and not call.is_text and may_hold_media(call.body):
                 await images.check(call, "messages")
             await service.serve(call, client)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001

@@ -24,6 +24,8 @@ _STRING = re.compile(rb'"(?:[^"\\]+|\\.)*+"?', re.DOTALL)
 """The last quote is optional: else each quote of a string without an end would be a new try to its end."""
 _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
+SHORT_BYTES = 2048
+"""Bodies that are searched for a word sooner than their messages are looked at one by one."""
 _UNSET: tuple[None, None] = (None, None)
 
 
@@ -66,7 +68,7 @@ class Parser:
             wants_usage=isinstance(options, StreamOptions) and options.include_usage,
             request_id=request_id,
             received_s=received_s,
-            is_text=self.endpoint is Endpoint.CHAT and _is_text(values["messages"]),
+            is_text=len(body) > SHORT_BYTES and self.endpoint is Endpoint.CHAT and _is_text(values["messages"]),
         )
 
     def _scan(self, body: bytes) -> dict[str, msgspec.Raw]:

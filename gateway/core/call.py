@@ -45,7 +45,7 @@ class Call(msgspec.Struct, gc=False, eq=False):
     `time.monotonic()` seconds; `deadline_s` is set once, at admission. `adapter`: the LoRA that `model` names,
     set by the router; None for the model itself. `door`: what the client spoke where it was not `endpoint`'s own
     protocol, as metrics and the access log name it; `images`: how many image parts the prompt has, once checked;
-    `is_text`: every member of every chat message is a string, so there is no room for an image.
+    `is_text`: every member of every message of a long chat is a string, so there is no room for an image.
     """
 
     endpoint: Endpoint
