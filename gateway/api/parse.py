@@ -26,7 +26,6 @@ _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
 SHORT_BYTES = 2048
 """Bodies that are searched for a word sooner than their messages are looked at one by one."""
-_UNSET: tuple[None, None] = (None, None)
 
 
 @dataclass(slots=True)
