@@ -4,10 +4,10 @@ An engine that is given a URL fetches it from inside the network it stands in. S
 URLs are refused but for https and http of hosts the operator named, whose addresses are all public. Nothing is fetched
 and no picture is decoded here: size, media type and the first bytes are looked at.
 
-A long chat whose messages hold nothing but strings passes by (`Call.is_text`). `may_hold_media` is the next cheap test:
-all media parts of all three protocols (chat `image_url`, Responses `input_image`, Messages `image`) carry a member
-whose name ends in `_url`, or a `source`; tensors in the place of media (`image_embeds`: an engine unpickles them) one that
-ends in `_embeds`.
+A long chat whose messages hold nothing but strings passes by (`Call.is_text`). `may_hold_media` is the next cheap
+test: all media parts of all three protocols (chat `image_url`, Responses `input_image`, Messages `image`) carry a
+member whose name ends in `_url`, or a `source`; tensors in the place of media (`image_embeds`: an engine unpickles
+them) one that ends in `_embeds`.
 """
 
 import asyncio
