@@ -18,8 +18,6 @@ from gateway.core.openai import FIELD_TYPES, REQUIRED, StreamOptions
 from gateway.core.raw import decode_field
 
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_TRUE = b"true"
-_NULL = b"null"
 _STRING = re.compile(rb'"(?:[^"\\]+|\\.)*+"?', re.DOTALL)
 """The last quote is optional: else each quote of a string without an end would be a new try to its end."""
 _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")

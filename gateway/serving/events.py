@@ -55,7 +55,6 @@ class Logprobs(msgspec.Struct, gc=False):
     tokens: list[str] | None = None
     token_logprobs: list[float | None] | None = None
     top_logprobs: list[dict[str, float] | None] | None = None
-    text_offset: list[int] | None = None
 
 
 class Said(msgspec.Struct, gc=False):
