@@ -416,9 +416,14 @@ def test_sigterm_ends_the_server_and_its_models(tmp_path: Path) -> None:
             time.sleep(0.05)
 
 
+def test_a_server_that_loses_a_model_as_soon_as_it_is_ready_ends(tmp_path: Path) -> None:
+    with running_triton("cpu.yaml", tmp_path) as triton:
+        os.kill(_core(triton), signal.SIGKILL)
+        assert triton.process.wait(60) == -signal.SIGKILL
+
+
 def test_a_model_whose_process_is_lost_ends_the_server_and_its_open_streams(tmp_path: Path) -> None:
     with running_triton("cpu.yaml", tmp_path) as triton:
-        core = next(pid for pid in _children(triton.process.pid) if b"/tensorrt_llm/1/model.py" in _command_line(pid))
         asked = {"input_ids": [1, 2], "input_lengths": 2, "request_output_len": 1900, "streaming": True, "end_id": -1}
         stream = {"model": "tensorrt_llm", "inputs": asked}
         with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -426,7 +431,7 @@ def test_a_model_whose_process_is_lost_ends_the_server_and_its_open_streams(tmp_
             deadline_s = time.monotonic() + 60
             while triton.requests("active") < 8:
                 assert time.monotonic() < deadline_s
-            os.kill(core, signal.SIGKILL)
+            os.kill(_core(triton), signal.SIGKILL)
             events = talking.result()
         assert triton.process.wait(60) == -signal.SIGKILL
         last = {event["call"]: event for event in events}
@@ -434,8 +439,11 @@ def test_a_model_whose_process_is_lost_ends_the_server_and_its_open_streams(tmp_
         assert any("error" in event for event in last.values())
 
 
-def _command_line(pid: int) -> bytes:
-    return Path(f"/proc/{pid}/cmdline").read_bytes()
+def _core(triton: RunningTriton) -> int:
+    """The process of the core model."""
+    wanted = b"/tensorrt_llm/1/model.py"
+    children = _children(triton.process.pid)
+    return next(pid for pid in children if wanted in Path(f"/proc/{pid}/cmdline").read_bytes())
 
 
 def _children(pid: int) -> list[int]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # prctl(2): it ends with its parent, the server
 _EVERY_S = 1.0
+_EVERY_S_AT_START = 0.1
 _STUB = b"triton_python_backend_stub"
 
 
@@ -24,9 +25,7 @@ def main() -> int:
     """Returns when the server has ended, or has been ended."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     server, url = os.getppid(), sys.argv[1]
-    while os.getppid() == server and not _is_ready(f"{url}/v2/health/ready"):
-        time.sleep(_EVERY_S)
-    whole = _stubs(server)
+    whole = _stubs_at_start(server, url)
     missing: set[str] = set()
     while os.getppid() == server:
         time.sleep(_EVERY_S)
@@ -39,6 +38,17 @@ def main() -> int:
             return 1
         missing = lost
     return 0
+
+
+def _stubs_at_start(server: int, url: str) -> Counter[str]:
+    """Waits until the server is ready; counted while models load, because one may be lost the moment after."""
+    whole: Counter[str] = Counter()
+    ready = False
+    while os.getppid() == server and not ready:
+        time.sleep(_EVERY_S_AT_START)
+        ready = _is_ready(f"{url}/v2/health/ready")
+        whole |= _stubs(server)
+    return whole
 
 
 def _stubs(server: int) -> Counter[str]:
