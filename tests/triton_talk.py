@@ -65,8 +65,11 @@ class Talk:
             client.async_stream_infer(
                 call["model"], inputs, request_id=call.get("id", ""), enable_empty_final_response=True
             )
-            left = self._listen(index, arrived, call.get("leave_after"))
-            client.stop_stream(cancel_requests=left)
+            left = True  # also when nothing comes: the client would wait for the server as long as it lives
+            try:
+                left = self._listen(index, arrived, call.get("leave_after"))
+            finally:
+                client.stop_stream(cancel_requests=left)
             if left:
                 self._say(index, left=True)
 

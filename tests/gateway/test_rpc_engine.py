@@ -55,7 +55,6 @@ def test_tritonclient_streams_the_same_greedy_words_as_http(door: GatewayHandle,
     assert last["outputs"]["finish_reason"] == expected["choices"][0]["finish_reason"]
     counts = (last["outputs"]["num_input_tokens"], last["outputs"]["num_output_tokens"])
     assert counts == (expected["usage"]["prompt_tokens"], expected["usage"]["completion_tokens"])
-    assert len(pieces) > 3
     assert empty["final"]
 
 
@@ -95,9 +94,11 @@ def test_bad_words_are_refused_because_the_engine_has_none(triton: TritonPeer) -
         triton.infer(NAME, text_input="x", bad_words=["a"])
 
 
-def test_a_cancelled_stream_stops_the_engine(engine: RunningEngine, triton: TritonPeer) -> None:
+def test_a_stream_comes_as_it_is_made_and_a_cancelled_one_stops_the_engine(
+    engine: RunningEngine, triton: TritonPeer
+) -> None:
     triton.do("start_stream")
-    triton.ask(NAME, "long", text_input=PROMPT, max_tokens=900, min_tokens=900, stream=True)
+    triton.ask(NAME, "long", text_input=PROMPT, max_tokens=1900, min_tokens=1900, stream=True)
     assert triton.next()["outputs"]["text_output"]
     engine.wait_for("num_requests_running", 1)
     triton.do("stop_stream", cancel_requests=True)
