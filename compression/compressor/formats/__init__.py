@@ -1,0 +1,1 @@
+"""How encoded weights are laid out on disk for engines: one file per format."""

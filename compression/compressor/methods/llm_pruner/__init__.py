@@ -1,0 +1,1 @@
+"""LLM-Pruner: whole heads and MLP channels removed by their Taylor importance."""

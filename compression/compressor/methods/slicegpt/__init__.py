@@ -1,0 +1,1 @@
+"""SliceGPT: the residual stream rotated to its principal axes, and its last dimensions deleted."""

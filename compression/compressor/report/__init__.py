@@ -1,0 +1,1 @@
+"""Checkpoints side by side: a page with plots, and the same as JSON."""
