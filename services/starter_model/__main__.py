@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_adapter(commands_.add_parser("adapter", help="train a LoRA adapter of a checkpoint and publish it (minutes)"))
     _add_evaluate(commands_.add_parser("evaluate", help="measure a checkpoint folder and print JSON"))
     _add_corpus(commands_.add_parser("corpus", help="print samples of the training data"))
+    _add_datasets(commands_.add_parser("datasets", help="write the data files that the compressor ships"))
     _add_ask(commands_.add_parser("ask", help="ask a checkpoint something, without an engine"))
     return parser
 
@@ -162,6 +163,13 @@ def _add_corpus(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     parser.add_argument("--held-out", action="store_true", help="show the evaluation set instead; needs --family")
     parser.add_argument("--list", action="store_true", help="list the families and their weights")
+
+
+def _add_datasets(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", type=Path, default=Path("compression/data"), metavar="DIR", help="where they go (%(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=2, help="another one than the recipe's evaluation (%(default)s)")
 
 
 def _add_ask(parser: argparse.ArgumentParser) -> None:

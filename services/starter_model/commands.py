@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace, stop: Stop) -> int:
         return _train(arguments, stop)
     if arguments.command == "adapter":
         return _adapter(arguments, stop)
-    quick = {"export": _export, "evaluate": _evaluate, "corpus": _corpus, "ask": _ask}
+    quick = {"export": _export, "evaluate": _evaluate, "corpus": _corpus, "datasets": _datasets, "ask": _ask}
     return quick[arguments.command](arguments)
 
 
@@ -181,6 +181,14 @@ def _samples(arguments: argparse.Namespace) -> list[Example]:
         raise ValueError(f"{arguments.family} is never trained; see it with --held-out")
     mix = corpus.weights({}) if arguments.family is None else {arguments.family: 1.0}
     return list(islice(corpus.training_stream(dice("show", arguments.seed), mix), arguments.count))
+
+
+def _datasets(arguments: argparse.Namespace) -> int:
+    from . import datasets
+
+    for name, facts in datasets.write(arguments.out, arguments.seed)["files"].items():
+        _say(f"{arguments.out / name}: {facts['lines']:,} lines")
+    return 0
 
 
 def _ask(arguments: argparse.Namespace) -> int:
