@@ -59,10 +59,7 @@ class Source:
         """All tensors by name."""
         found: dict[str, Entry] = {}
         for file in _files(self.folder):
-            with _opened(file) as opened:
-                for name in opened.keys():  # noqa: SIM118 - safe_open is no mapping
-                    part = opened.get_slice(name)
-                    found[name] = Entry(file, str(part.get_dtype()), tuple(part.get_shape()))
+            found |= entries_of(file)
         _compare_with_index(self.folder, found)
         return found
 
@@ -98,6 +95,13 @@ class Source:
     def read_module(self, prefix: str) -> dict[str, Tensor]:
         """The tensors under a module's name, keyed relative to it."""
         return {name.removeprefix(f"{prefix}."): self.read(name) for name in self.names(prefix)}
+
+
+def entries_of(file: Path) -> dict[str, Entry]:
+    """The tensors of one file. Raises BadCheckpointError."""
+    with _opened(file) as opened:
+        parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - safe_open is no mapping
+        return {name: Entry(file, str(part.get_dtype()), tuple(part.get_shape())) for name, part in parts.items()}
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """The contract of a method. Two kinds: one block at a time (most), or the whole model at once (structure changes)."""
 
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
 from compressor.block import Block
+from compressor.numbers.grids import ScaleKind
 from compressor.numbers.schemes import Scheme
 from compressor.passes import ModelPass
 
@@ -19,7 +20,8 @@ class BlockMethod(Protocol):
     """Changes the linears of one block, given the inputs that reach it.
 
     `name`: in recipes; `about`: one line for people; `source`: title and arXiv id of the paper.
-    `needs_inputs`: False when it looks at weights only, so that no calibration data is wanted.
+    `needs_inputs`: False when it looks at weights only, so that no calibration data is wanted. `scales`: what the
+    layout stores plain scales as; set by the pipeline before the first block.
     """
 
     name: ClassVar[str]
@@ -27,8 +29,9 @@ class BlockMethod(Protocol):
     source: ClassVar[str]
     needs_inputs: ClassVar[bool]
     Params: ClassVar[type[Params]]
+    scales: ScaleKind
 
-    def __init__(self, params: Params) -> None: ...
+    def __init__(self, params: Any) -> None: ...
 
     @property
     def scheme(self) -> Scheme | None:
@@ -51,13 +54,13 @@ class ModelMethod(Protocol):
     needs_inputs: ClassVar[bool]
     Params: ClassVar[type[Params]]
 
-    def __init__(self, params: Params) -> None: ...
+    def __init__(self, params: Any) -> None: ...
 
     @property
     def structure(self) -> str | None: ...
 
     def run(self, work: ModelPass) -> None:
-        """Read `work.source`, write a whole dense checkpoint into `work.sink`, config included. Raises CompressorError."""
+        """Read `work.source`, write a whole dense checkpoint into `work.sink`, set its `config`. Raises CompressorError."""
 
 
 Method = BlockMethod | ModelMethod
