@@ -17,11 +17,17 @@ DEV_STAMP := $(VENV)/.penstock-dev-$(DIGEST)
 # The developer's environment holds everything that serving needs: either stamp will do.
 SERVE_STAMP := $(firstword $(wildcard $(DEV_STAMP)) $(VENV)/.penstock-serve-$(DIGEST))
 
+COMPRESS := .venvs/compress
+COMPRESS_DEV_STAMP := $(COMPRESS)/.penstock-compress-dev-$(DIGEST)
+COMPRESS_STAMP := $(firstword $(wildcard $(COMPRESS_DEV_STAMP)) $(COMPRESS)/.penstock-compress-$(DIGEST))
+# Threads beyond the cores that are free cost more than they bring.
+THREADS ?= 1
+
 TRAIN := .venvs/train
 TRAIN_STAMP := $(TRAIN)/.penstock-train-$(DIGEST)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast test-sglang lint bench-gateway starter-model protos proto-lint dev vllm triton sglang clean
+.PHONY: help serve compressor test test-fast test-compression test-matrix test-sglang lint bench-gateway starter-model protos proto-lint dev vllm triton sglang clean
 
 help: ## This text
 	@printf 'Penstock: real language models behind one OpenAI-compatible gateway, on this machine.\n\n'
@@ -32,11 +38,20 @@ help: ## This text
 serve: $(SERVE_STAMP) ## Serve a model on http://127.0.0.1:8000/v1 until Ctrl-C
 	@exec $(BIN)/penstock up $(if $(STACK),$(STACK),--engine "$(ENGINE)" $(if $(MODEL),--model "$(MODEL)") --host "$(HOST)" --port "$(PORT)") $(ARGS)
 
-test: $(DEV_STAMP) vllm triton ## Set up and run every test, the real engines included (SGLang apart)
-	@$(BIN)/python -m pytest -m 'not sglang' $(ARGS)
+compressor: $(COMPRESS_STAMP) ## Only set up `penstock compress` (.venvs/compress, 1.5 GB; docs/compression.md)
 
-test-fast: $(DEV_STAMP) ## The tests that start no real engine
-	@$(BIN)/python -m pytest -m 'not engine and not vllm and not triton and not sglang' $(ARGS)
+test: test-compression $(DEV_STAMP) vllm triton ## Set up and run every test, the real engines included (SGLang and the matrix apart)
+	@$(BIN)/python -m pytest -m 'not sglang and not matrix' $(ARGS)
+
+test-compression: $(COMPRESS_DEV_STAMP) ## The compressor's own tests, in its own environment
+	@OMP_NUM_THREADS=$(THREADS) $(COMPRESS)/bin/python -m pytest -m 'not matrix and not weights' tests/compression $(ARGS)
+
+test-matrix: $(COMPRESS_DEV_STAMP) $(DEV_STAMP) vllm ## Every method and recipe on the starter, and every scheme served
+	@OMP_NUM_THREADS=$(THREADS) $(COMPRESS)/bin/python -m pytest -m 'matrix and not weights' tests/compression $(ARGS)
+	@$(BIN)/python -m pytest -m matrix tests/e2e $(ARGS)
+
+test-fast: $(DEV_STAMP) ## The tests that start no real engine and compress nothing
+	@$(BIN)/python -m pytest -m 'not engine and not vllm and not triton and not sglang and not matrix' $(ARGS)
 
 test-sglang: $(DEV_STAMP) sglang ## Set up the real SGLang and run its tests: optional, not part of `make test`
 	@$(BIN)/python -m pytest -m sglang $(ARGS)
@@ -81,6 +96,12 @@ clean: ## Remove the environments and caches that make made
 
 $(TRAIN_STAMP):
 	@sh services/stack/setup-venv.sh $(TRAIN) starter-model $@
+
+$(COMPRESS_DEV_STAMP):
+	@sh services/stack/setup-venv.sh $(COMPRESS) compressor-dev $@
+
+$(COMPRESS)/.penstock-compress-$(DIGEST):
+	@sh services/stack/setup-venv.sh $(COMPRESS) compressor $@
 
 $(DEV_STAMP):
 	@sh services/stack/setup-venv.sh $(VENV) dev $@

@@ -1,7 +1,7 @@
 """One transformer block under work: what a block method sees of the model.
 
-The driver (blockwise.py) gives it the block's real weights in float32 and the inputs that the blocks before it, already
-compressed, produce. A method looks at the inputs of linears (`observe`) and sets what they become (`encode`, `replace`).
+The driver (blockwise.py) gives it the block's weights in float32 and the inputs that the blocks before it, already
+compressed, produce. A method looks at inputs of linears (`observe`) and sets what those become (`encode`, `replace`).
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -44,7 +44,7 @@ def load_tokenizer(folder: Path) -> Any:
         )
     try:
         return AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # noqa: BLE001 - the library raises whatever its parsers do
+    except Exception as error:  # the library raises whatever its parsers do
         raise BadCheckpointError(f"the tokenizer of {folder} cannot be loaded: {error}") from error
 
 
@@ -110,7 +110,7 @@ def _tokens(row: _Row, tokenizer: Any, path: Path) -> list[int]:
     """A row's tokens and the end token, so that joined rows do not run into each other."""
     try:
         text = row.value.get("text") or tokenizer.apply_chat_template(row.value["messages"], tokenize=False)
-    except Exception as error:  # noqa: BLE001 - a template raises whatever it likes
+    except Exception as error:  # a template raises whatever it likes
         raise BadCalibrationError(f"{path}:{row.line}: the chat template refuses its messages: {error}") from error
     if not isinstance(text, str):
         raise BadCalibrationError(f"{path}:{row.line}: text is no string")

@@ -1,7 +1,7 @@
 """A recipe: what to do to a checkpoint, as YAML. Apart from the methods, so that recipes can be listed and read alone.
 
-compression/recipes/NAME.yaml are the ones that ship; any file with the same keys is a recipe too. `Recipe.model_json_schema()`
-is the schema; docs/compression.md explains each key.
+compression/recipes/NAME.yaml are the ones that ship; any file with the same keys is a recipe too.
+`Recipe.model_json_schema()` is the schema; docs/compression.md explains each key.
 """
 
 import difflib

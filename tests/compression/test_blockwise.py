@@ -17,8 +17,7 @@ from compressor.numbers.encoded import Encoded
 from compressor.passes import Rows
 from compressor.screen import Screen
 from compressor.skeleton import Skeleton
-
-STARTER = Path(__file__).parents[2] / "model_repo" / "checkpoints" / "starter"
+from starter import STARTER
 
 
 class Nothing:
@@ -122,7 +121,7 @@ def test_a_block_sees_what_the_compressed_blocks_before_it_produce(tmp_path: Pat
     run(method, tmp_path, rows)
     inputs: dict[str, Tensor] = {}
     with torch.no_grad():
-        for name, module in model.model.layers[0].named_modules():
+        for module in model.model.layers[0].modules():
             if isinstance(module, torch.nn.Linear):
                 module.weight /= 2
         layer = model.model.layers[1].self_attn.q_proj

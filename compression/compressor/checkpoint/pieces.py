@@ -14,5 +14,5 @@ class Pieces(Source):
         self._file = folder / f"piece-{name}.safetensors"
 
     @property
-    def entries(self) -> dict[str, Entry]:  # type: ignore[override]
+    def entries(self) -> dict[str, Entry]:
         return entries_of(self._file)

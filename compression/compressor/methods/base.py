@@ -60,7 +60,9 @@ class ModelMethod(Protocol):
     def structure(self) -> str | None: ...
 
     def run(self, work: ModelPass) -> None:
-        """Read `work.source`, write a whole dense checkpoint into `work.sink`, set its `config`. Raises CompressorError."""
+        """Read `work.source`, write a whole dense checkpoint into `work.sink`, set its `config`.
+
+        Raises CompressorError."""
 
 
 Method = BlockMethod | ModelMethod

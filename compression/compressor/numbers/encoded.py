@@ -40,10 +40,10 @@ class IntegerWeight:
         return torch.arange(inputs, device=self.codes_OI.device) // (self.grid.group_size or inputs)
 
     def size_bits(self) -> int:
-        """Bits that codes, scales, zeros and group indices take: packed codes, 16-bit scales, zeros as wide as codes."""
+        """Bits of packed codes, 16-bit scales, zeros as wide as codes, and group indices."""
         zeros = 0 if self.zero_OG is None else self.zero_OG.numel() * self.grid.bits
         index = 0 if self.group_I is None else self.group_I.numel() * 32
-        return self.codes_OI.numel() * self.grid.bits + self.scale_OG.numel() * 16 + zeros + index
+        return int(self.codes_OI.numel() * self.grid.bits + self.scale_OG.numel() * 16 + zeros + index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,9 @@ class FloatWeight:
     def size_bits(self) -> int:
         """Bits that codes and scales take."""
         width = {"e4m3": 8, "e8m0": 8, "bfloat16": 16, "float16": 16, "float32": 32}[self.grid.scale]
-        return self.values_OI.numel() * self.grid.bits + self.scale.numel() * width + 32 * self.grid.has_global_scale
+        return int(
+            self.values_OI.numel() * self.grid.bits + self.scale.numel() * width + 32 * self.grid.has_global_scale
+        )
 
 
 Encoded = IntegerWeight | FloatWeight
