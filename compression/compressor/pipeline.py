@@ -22,19 +22,17 @@ import torch
 
 from compressor.blockwise import BlockPass
 from compressor.calibration import Used, load_rows, load_tokenizer
-from compressor.checkpoint import adapter, manifest, publish
+from compressor.checkpoint import manifest, publish
 from compressor.checkpoint.disk import need_room
 from compressor.checkpoint.sink import Sink
 from compressor.checkpoint.source import Source
 from compressor.errors import BadCheckpointError, BadRecipeError, CannotServeError
-from compressor.export import exporter_named
 from compressor.families import family_of
 from compressor.formats.lookup import format_named, format_of
 from compressor.gate import judge
 from compressor.methods import registry
 from compressor.methods.base import BlockMethod, Method, ModelMethod
 from compressor.passes import ModelPass, Rows
-from compressor.quality.measure import measure
 from compressor.recipe import Recipe
 from compressor.screen import Screen
 from compressor.serving_table import who_can_serve, why_not
@@ -147,7 +145,7 @@ def compress(job: Job, screen: Screen) -> dict[str, Any]:
 
             folder = library.run(made.source, job.recipe, made.methods, partial / "library", screen, job.device)
         final = _lay_out(made, folder, partial / "final", screen)
-        quality = measure(final, job.model, screen, torch.device(job.device)) if job.with_quality else None
+        quality = _measure(made, final, screen) if job.with_quality else None
         verdict = judge(job.recipe.gate, quality)
         made_of = manifest.Work(
             name=job.out.name,
@@ -170,6 +168,12 @@ def compress(job: Job, screen: Screen) -> dict[str, Any]:
         publish.publish(final, job.out)
         shutil.rmtree(partial, ignore_errors=True)
     return whole
+
+
+def _measure(made: Plan, folder: Path, screen: Screen) -> dict[str, Any]:
+    from compressor.quality.measure import measure
+
+    return measure(folder, made.job.model, screen, torch.device(made.job.device))
 
 
 def peak_bytes(device: str) -> int:
@@ -281,6 +285,8 @@ def _lay_out(made: Plan, folder: Path, final: Path, screen: Screen) -> Path:
             shutil.copy2(made.source.folder / name, folder / name)
     pieces = folder / "adapter-pieces"
     if any(pieces.glob("*.safetensors")):
+        from compressor.checkpoint import adapter
+
         adapter.write(folder / "adapter", Sink(pieces), base=made.job.out.name)
     shutil.rmtree(pieces, ignore_errors=True)
     for leftover in (folder / "facts.json", *folder.glob("facts-*.json")):
@@ -288,6 +294,8 @@ def _lay_out(made: Plan, folder: Path, final: Path, screen: Screen) -> Path:
     shutil.rmtree(final, ignore_errors=True)
     export = made.job.recipe.export
     if export.format in CONTAINERS:
+        from compressor.export import exporter_named
+
         facts = exporter_named(export.format).run(folder, final, export.type, screen)
         made.facts |= facts
     else:

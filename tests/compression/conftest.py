@@ -1,4 +1,4 @@
-"""These tests run in the compressor's own environment (make test runs both): elsewhere there is no torch to collect with."""
+"""These tests run in the compressor's own environment (`make test` runs both): elsewhere there is no torch."""
 
 import importlib.util
 

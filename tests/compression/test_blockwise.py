@@ -1,6 +1,5 @@
 """The sequential driver on the starter model: what it promises whatever the method is."""
 
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,51 +12,11 @@ from compressor.blockwise import BlockPass
 from compressor.checkpoint.sink import Sink
 from compressor.checkpoint.source import Source
 from compressor.families import family_of
-from compressor.numbers.encoded import Encoded
 from compressor.passes import Rows
 from compressor.screen import Screen
 from compressor.skeleton import Skeleton
+from simple_methods import Halve, Nothing, Plain
 from starter import STARTER
-
-
-class Nothing:
-    """A method that changes nothing."""
-
-    scheme = None
-
-    def apply(self, block: Block) -> None:
-        for name in block.linears():
-            block.replace(name, block.weight(name))
-
-
-class Halve:
-    """A method whose work shows: every linear is halved, and what reached it is remembered."""
-
-    scheme = None
-
-    def __init__(self) -> None:
-        self.seen: dict[str, Tensor] = {}
-
-    def apply(self, block: Block) -> None:
-        def keep(name: str) -> Any:
-            return lambda x_TI: self.seen.update({f"{block.name}.{name}": x_TI})
-
-        block.observe({name: keep(name) for name in block.linears()})
-        for name in block.linears():
-            block.replace(name, block.weight(name) / 2)
-
-
-class Plain:
-    """A layout for dense weights only."""
-
-    name = "plain"
-    scale = "bfloat16"
-
-    def tensors(self, name: str, weight: Encoded, dtype: torch.dtype) -> dict[str, Tensor]:
-        return {f"{name}.weight": weight.dense().to(dtype)}
-
-    def config(self, scheme: Any, ignore: Collection[str], *, has_kv_scales: bool) -> dict[str, Any]:
-        return {}
 
 
 def some_rows(count: int = 2, length: int = 24) -> list[Rows]:

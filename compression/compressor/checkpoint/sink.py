@@ -18,7 +18,7 @@ from compressor.checkpoint.disk import refuse_full_disk
 from compressor.checkpoint.source import INDEX, WHOLE
 
 # Small checkpoints are put into one file at the end, as people expect; pieces of large ones stay shards.
-ONE_FILE_BYTES = 256 * 2**20
+ONE_FILE_BYTES = 64 * 2**20
 
 
 class Sink:
