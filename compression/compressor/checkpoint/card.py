@@ -142,7 +142,7 @@ def short(value: Any) -> str:
     """A figure as people read it: thousands apart, four digits that count."""
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def size(count: int) -> str:
