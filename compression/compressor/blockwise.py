@@ -55,9 +55,24 @@ class BlockPass:
             self._screen.say(f"going on after block {done} of {count}, from an interrupted run")
         if not self._sink.has("00000-outside"):
             self._sink.write("00000-outside", self._skeleton.outside())
+        if done < count:
+            self._survey(batches)
         with self._screen.work("blocks", count, done):
             for index in range(count):
                 batches = self._redo(index, batches) if index < done else self._do(index, batches)
+
+    def _survey(self, batches: list[Batch]) -> None:
+        """Every block, unchanged, is shown to the methods that decide over all of them before the first is changed."""
+        methods = [method for method in self._methods if getattr(method, "needs_survey", False)]
+        if not methods:
+            return
+        with self._screen.work("blocks to look at first", self._skeleton.count):
+            for index in range(self._skeleton.count):
+                block = self._block(index, batches)
+                for method in methods:
+                    method.survey(block)
+                batches = [replace(batch, hidden_BTD=block.forward(batch)) for batch in batches]
+                self._screen.step(f"block {index + 1} of {self._skeleton.count} seen")
 
     def _do(self, index: int, batches: list[Batch]) -> list[Batch]:
         block = self._block(index, batches)

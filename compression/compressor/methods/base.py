@@ -22,6 +22,8 @@ class BlockMethod(Protocol):
     `name`: in recipes; `about`: one line for people; `source`: title and arXiv id of the paper.
     `needs_inputs`: False when it looks at weights only, so that no calibration data is wanted. `scales`: what the
     layout stores plain scales as; set by the pipeline before the first block.
+    A method that decides over all blocks before the first is changed has `needs_survey = True` and `survey(block)`,
+    which is called with every block as it is in the parent, in a pass before.
     """
 
     name: ClassVar[str]
