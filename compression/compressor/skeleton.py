@@ -38,7 +38,7 @@ class Skeleton:
         from transformers import AutoConfig
 
         self.source, self.family, self.device, self.dtype = source, family, device, dtype
-        self.config = AutoConfig.from_pretrained(source.folder, attn_implementation="sdpa", torch_dtype="float32")
+        self.config = AutoConfig.from_pretrained(source.folder, attn_implementation="sdpa", dtype="float32")
         self.config.use_cache = False
         self.count = int(self.config.num_hidden_layers)
         self._first, self._model = self._on_meta()
