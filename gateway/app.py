@@ -21,6 +21,7 @@ from gateway.api.web import make_web_app
 from gateway.api.wire import Wire
 from gateway.backends.base import Backend, Patience
 from gateway.backends.capabilities import Adapters
+from gateway.backends.checkpoint import read_manifest
 from gateway.backends.registry import make_backend
 from gateway.core.call import Endpoint
 from gateway.core.replica import Replica
@@ -168,6 +169,7 @@ def _deployment(model: str, name: str, settings: DeploymentSettings, metrics: Me
         max_waiting=settings.max_waiting,
         queue_timeout_s=settings.queue_timeout_s,
         warm_up=_warm_up(settings, backend),
+        manifest=None if settings.checkpoint is None else read_manifest(settings.checkpoint),
     )
 
 

@@ -100,6 +100,9 @@ class DeploymentSettings(_Strict):
         description="Folder of the checkpoint (config.json, tokenizer, chat template) that the engine serves, relative "
         "to this file: checked against what the engine can load. Needed for triton, whose prompts the gateway writes.",
     )
+    hardware: Literal["cpu", "gpu"] | None = Field(
+        None, description="What its replicas run on, where that is known: kernels differ, and the check names them."
+    )
     replicas: dict[Name, ReplicaSettings] = Field(min_length=1, description="Running engines, by name.")
     weight: float = Field(1.0, ge=0, description="Share of the model's traffic among its deployments.")
     policy: Literal["least_request", "round_robin"] = Field("least_request", description="Which replica answers.")

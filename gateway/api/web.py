@@ -20,6 +20,7 @@ from gateway.api.auth import Authenticator
 from gateway.api.describe import describe
 from gateway.api.errors import error_headers
 from gateway.api.kserve_models import kserve_models
+from gateway.api.model_facts import facts_of
 from gateway.api.request_id import accept_request_id
 from gateway.api.responses_store import ResponseStore
 from gateway.api.responses_web import stored_responses
@@ -106,7 +107,7 @@ def _models(served: Router, auth: Authenticator) -> APIRouter:
     @router.get("/v1/models/{model_id:path}", summary="One model; its id may contain slashes")
     async def get_model(model_id: str) -> dict[str, Any]:
         if model_id in served.models:
-            return _card(model_id, served.models[model_id])
+            return _card(model_id, served.models[model_id], is_whole=True)
         if (model := served.adapters.get(model_id)) is not None:
             return _adapter_card(model, model.shelf.adapters[model_id])
         raise ModelNotFound(f"The model {model_id[:128]!r} does not exist.", param="model")
@@ -114,15 +115,19 @@ def _models(served: Router, auth: Authenticator) -> APIRouter:
     return router
 
 
-def _card(name: str, model: Model) -> dict[str, Any]:
-    """OpenAI's model object, and what the engine says of the checkpoint behind it."""
+def _card(name: str, model: Model, *, is_whole: bool = False) -> dict[str, Any]:
+    """OpenAI's model object, the context length that an engine tells, and the manifest of the checkpoint behind it."""
     card: dict[str, Any] = {"id": name, "object": "model", "created": model.created, "owned_by": "penstock"}
     if name != model.name:
         card["root"] = model.name
-    for deployment in model.deployments:
-        for replica in deployment.replicas:
-            if replica.model_card:
-                return card | _facts(replica.model_card)
+    told = next((replica.model_card for d in model.deployments for replica in d.replicas if replica.model_card), {})
+    if "max_model_len" in told:
+        card["max_model_len"] = told["max_model_len"]
+    manifests = {d.name: d.manifest for d in model.deployments if d.manifest is not None}
+    if manifests or isinstance(told.get("penstock"), dict):
+        card["penstock"] = facts_of(next(iter(manifests.values()), told.get("penstock")), is_whole=is_whole)
+    if is_whole and len(manifests) > 1:  # a candidate beside the one that is served: who looks wants to tell them apart
+        card["deployments"] = {name: facts_of(manifest, is_whole=True) for name, manifest in manifests.items()}
     return card
 
 
@@ -130,17 +135,6 @@ def _adapter_card(model: Model, adapter: Adapter) -> dict[str, Any]:
     card = {"id": adapter.name, "object": "model", "created": adapter.created, "owned_by": "penstock"}
     base = _card(model.name, model)
     return card | {"parent": model.name} | {key: base[key] for key in ("max_model_len",) if key in base}
-
-
-def _facts(engines_card: dict[str, Any]) -> dict[str, Any]:
-    """The context length, and of the checkpoint's manifest what fits a list: how it was made, not every stage."""
-    facts = {"max_model_len": engines_card["max_model_len"]} if "max_model_len" in engines_card else {}
-    manifest = engines_card.get("penstock")
-    if isinstance(manifest, dict):
-        facts["penstock"] = {key: value for key, value in manifest.items() if not isinstance(value, dict | list)}
-        if isinstance(quality := manifest.get("quality"), dict):
-            facts["penstock"]["quality"] = {k: v for k, v in quality.items() if not isinstance(v, dict | list)}
-    return facts
 
 
 class RequestId:

@@ -3,6 +3,7 @@
 Apart from the backends so that whoever asks "can this engine serve that checkpoint?" reads a value and starts nothing.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -37,6 +38,14 @@ class Shape(StrEnum):
     BOTTLENECK = "bottleneck adapters"
 
 
+SCHEMES = (
+    "DENSE", "W8A8", "W8A16", "W4A16", "W4A16_ASYM", "W3A16", "W3A16_ASYM", "W2A16", "W2A16_ASYM", "FP8",
+    "FP8_DYNAMIC", "FP8_BLOCK", "NVFP4", "NVFP4A16", "MXFP4", "MXFP4A16", "KV_FP8", "FP6", "SPQR",
+    "GGUF_F16", "GGUF_Q8_0", "GGUF_Q4_0", "GGUF_Q4_1", "IR_INT8", "IR_INT4",
+)  # fmt: skip
+"""Number formats that are judged by name; of any other nobody can tell. DENSE: weights in 16 or 32 bits."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineMetrics:
     """Where the engine's own gauges are: `path` of the Prometheus page, then series names, labels included.
@@ -57,6 +66,8 @@ class Capabilities:
 
     `quantization`: values of `quantization_config.quant_method` it loads; `architectures`: `config.json`
     architectures it is limited to. Both None when it knows more than can be listed, or nobody can tell.
+    `schemes`: number formats it has kernels for, and where those run (`CPU`, `GPU`, narrower where it matters); None
+    when nobody can tell.
     `shapes`: what its loader takes beside them; `concurrent`: it works on more than one request at a time.
     `vision`: it reads image parts, with a model that can.
 
@@ -71,6 +82,7 @@ class Capabilities:
     top_logprobs: int = 0
     adapters: Adapters = Adapters.NONE
     quantization: frozenset[str] | None = frozenset()
+    schemes: Mapping[str, str] | None = None
     shapes: frozenset[Shape] = frozenset()
     architectures: frozenset[str] | None = None
     checkpoints: bool = True

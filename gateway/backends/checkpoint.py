@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.backends.capabilities import Shape
+from gateway.backends.scheme import schemes_of
 
 _BY_METHOD = {
     "slicegpt": Shape.SLICED,
@@ -34,6 +35,7 @@ class CheckpointError(Exception):
 @dataclass(frozen=True, slots=True)
 class CheckpointFacts:
     """`quantization`: its `quant_method`, or our scheme where that has no such name; None for full precision.
+    `schemes`: the number formats of weights, inputs and KV cache, in the words of `capabilities.SCHEMES`.
 
     `is_known`: False when the folder is of another layout (GGUF, OpenVINO, MNN), of which nothing is read.
     `fault`: what no engine could load, or None.
@@ -41,6 +43,7 @@ class CheckpointFacts:
 
     architectures: tuple[str, ...] = ()
     quantization: str | None = None
+    schemes: frozenset[str] = frozenset()
     shapes: frozenset[Shape] = frozenset()
     is_known: bool = True
     fault: str | None = None
@@ -55,10 +58,14 @@ def read_facts(folder: Path) -> CheckpointFacts:
         if config is None:
             return _without_config(folder)
         manifest = _read(folder / "penstock.json") or {}
+        container = _container(folder)
+        if container is not None:
+            return CheckpointFacts(quantization=container, schemes=schemes_of({}, manifest))
         quantization = _part(config, "quantization_config")
         return CheckpointFacts(
             architectures=tuple(map(str, _list(config.get("architectures")))),
             quantization=_quantization(folder, quantization, manifest),
+            schemes=schemes_of(quantization, manifest),
             shapes=frozenset(_shapes(config, quantization, manifest)),
             fault=_fault(config),
         )
@@ -76,6 +83,24 @@ def _without_config(folder: Path) -> CheckpointFacts:
     if any(next(folder.glob(pattern), None) for pattern in _OTHER_LAYOUTS):
         return CheckpointFacts(is_known=False)
     raise CheckpointError(f"{folder} has no config.json")
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a checkpoint; None when it has none, or one that nobody can read."""
+    try:
+        return _read(folder / "penstock.json")
+    except CheckpointError:
+        return None
+
+
+def _container(folder: Path) -> str | None:
+    """The layout, when the weights are in an engine's own: only that engine knows which architectures it takes."""
+    if next(folder.glob("*.safetensors"), None):
+        return None
+    found = (
+        kind for pattern, kind in (("*.gguf", "gguf"), ("openvino_model.xml", "openvino")) if any(folder.glob(pattern))
+    )
+    return next(found, None)
 
 
 def _read(file: Path) -> dict[str, Any] | None:

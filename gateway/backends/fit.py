@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from gateway.backends.base import Backend
+from gateway.backends.capabilities import SCHEMES as KNOWN
 from gateway.backends.capabilities import Capabilities
 from gateway.backends.checkpoint import CheckpointError, CheckpointFacts, read_facts
 from gateway.core.call import Endpoint
@@ -16,9 +17,9 @@ from gateway.settings import DeploymentSettings
 SCHEMES = {"triton": ("grpc", "http", "https")}
 
 
-def can_serve(facts: CheckpointFacts, capabilities: Capabilities) -> str | None:
+def can_serve(facts: CheckpointFacts, capabilities: Capabilities, hardware: str | None = None) -> str | None:
     """Why not: the rest of "this checkpoint cannot be served by that engine, because"; None when it can, or when
-    nobody can tell."""
+    nobody can tell. `hardware`: "cpu" or "gpu", where it is known what the engine runs on."""
     if not (capabilities.checkpoints and facts.is_known):
         return None
     if facts.fault is not None:
@@ -30,9 +31,25 @@ def can_serve(facts: CheckpointFacts, capabilities: Capabilities) -> str | None:
     if facts.quantization is not None and methods is not None and facts.quantization not in methods:
         able = f"loads {', '.join(sorted(methods))}" if methods else "loads weights in full precision only"
         return f"it is quantized as {facts.quantization}, and the engine {able}"
+    unserved = _without_kernels(facts.schemes, capabilities, hardware)
+    if unserved is not None:
+        return unserved
     foreign = facts.shapes - capabilities.shapes
     if foreign:
         return f"its weights have {min(foreign)}, which the engine's loader does not know"
+    return None
+
+
+def _without_kernels(schemes: frozenset[str], capabilities: Capabilities, hardware: str | None) -> str | None:
+    able = capabilities.schemes
+    if able is None:
+        return None
+    here = sorted(scheme for scheme, where in able.items() if hardware is None or hardware.upper() in where)
+    for scheme in sorted(schemes & set(KNOWN)):
+        if scheme not in able:
+            return f"the engine has no kernels for {scheme}; it has them for {', '.join(here)}"
+        if scheme not in here:
+            return f"the engine's kernels for {scheme} run on {able[scheme]} only; here it runs {', '.join(here)}"
     return None
 
 
@@ -58,7 +75,7 @@ def _checkpoint(engine: type[Backend], settings: DeploymentSettings) -> Iterator
             )
         return
     try:
-        reason = can_serve(read_facts(folder), engine.capabilities)
+        reason = can_serve(read_facts(folder), engine.capabilities, settings.hardware)
     except CheckpointError as error:
         yield "checkpoint", str(error)
         return

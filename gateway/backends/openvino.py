@@ -16,6 +16,8 @@ _EXTENSIONS = {
     "top_k", "min_p", "repetition_penalty", "ignore_eos", "min_tokens", "stop_token_ids",
     "include_stop_str_in_output", "structured_outputs", "skip_special_tokens", "add_special_tokens",
 }  # fmt: skip
+# Measured, with what each loses: docs/compression-served.md.
+_SCHEMES = dict.fromkeys(("DENSE", "GGUF_F16", "GGUF_Q8_0", "GGUF_Q4_0", "IR_INT8", "IR_INT4"), "CPU")
 _NOT_YET = {"logit_bias", "suffix", "best_of", "reasoning_effort"}
 
 
@@ -28,6 +30,8 @@ class OpenVINO(OpenAIHTTP):
         tools=True,
         logprobs=True,
         top_logprobs=20,
+        quantization=frozenset({"gguf", "openvino"}),  # containers, not what is in config.json
+        schemes=_SCHEMES,
         architectures=frozenset({"LlamaForCausalLM", "Qwen3ForCausalLM"}),
         metrics=EngineMetrics("/metrics", running="penstock_engine_num_requests_running"),
     )

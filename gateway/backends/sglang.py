@@ -30,6 +30,21 @@ _QUANTIZATION = frozenset({
     "awq", "awq_marlin", "gptq", "gptq_marlin", "fp8", "mxfp4", "modelopt", "modelopt_fp8", "modelopt_fp4",
     "compressed-tensors", "bitsandbytes", "gguf", "w8a8_int8", "w8a8_fp8", "auto-round",
 })  # fmt: skip
+# `get_min_capability` in `srt/layers/quantization/compressed_tensors/schemes/`. On CPU its quantized kernels want AMX
+# and a wheel of its own; the GPU wheel's Python on CPU serves dense weights.
+_SCHEMES = {
+    "DENSE": "CPU and GPU",
+    "W4A16": "GPU",
+    "W4A16_ASYM": "GPU",
+    "W8A16": "GPU",
+    "W8A8": "GPU",
+    "FP8": "GPU",
+    "FP8_DYNAMIC": "GPU",
+    "FP8_BLOCK": "GPU",
+    "NVFP4": "Blackwell GPU",
+    "NVFP4A16": "GPU",
+    "KV_FP8": "GPU",
+}
 _SPECIAL = CONSTRAINTS | {"seed", "include_stop_str_in_output", "instruction"}
 
 
@@ -46,6 +61,7 @@ class SGLang(OpenAIHTTP):
         top_logprobs=20,
         adapters=Adapters.DYNAMIC,
         quantization=_QUANTIZATION,
+        schemes=_SCHEMES,
         metrics=EngineMetrics("/metrics", "sglang:num_queue_reqs", "sglang:num_running_reqs", "sglang:token_usage"),
     )
     fields: ClassVar[Mapping[Endpoint, frozenset[str]]] = {

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from gateway.backends.base import Backend
+from gateway.backends.capabilities import SCHEMES
 from gateway.backends.constraint import ConstraintKind
 from gateway.core.call import Endpoint
 from gateway.core.openai import CHAT_EXTENSIONS, EXTENSIONS, IDENTIFIERS, OPENAI_FIELDS
@@ -34,6 +35,13 @@ def capability_rows(engines: Sequence[Engine]) -> list[Row]:
 def checkpoint_rows(engines: Sequence[Engine]) -> list[Row]:
     header = ["engine", "architectures", "quantization (`quant_method`)", "beyond dense weights"]
     return [header, *(_checkpoints(engine) for engine in engines)]
+
+
+def scheme_rows(engines: Sequence[Engine]) -> list[Row]:
+    """A row for every number format that somebody can serve: where the kernels of each engine run."""
+    judged = [engine for engine in engines if engine.capabilities.schemes is not None]
+    rows = [[scheme, *((engine.capabilities.schemes or {}).get(scheme, NO) for engine in judged)] for scheme in SCHEMES]
+    return [["scheme", *(engine.kind for engine in judged)], *(row for row in rows if set(row[1:]) != {NO})]
 
 
 def field_rows(engines: Sequence[Engine]) -> list[Row]:
@@ -90,6 +98,7 @@ def _mark(has: bool) -> str:
 TABLES: tuple[tuple[str, Callable[[Sequence[Engine]], list[Row]]], ...] = (
     ("What each engine can do", capability_rows),
     ("Checkpoints each engine loads", checkpoint_rows),
+    ("Where the kernels of each number format run", scheme_rows),
     ("Request fields that not all engines have", field_rows),
     ("Where each engine says how busy it is", metric_rows),
 )

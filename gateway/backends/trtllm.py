@@ -31,6 +31,18 @@ _CHAT = {
 }  # fmt: skip
 _UNKNOWN = {"safety_identifier", "parallel_tool_calls", "prompt_cache_key"}
 _SPECIAL = CONSTRAINTS | {"stream_options", "tools", "top_k", "priority", "max_tokens"}
+# https://nvidia.github.io/TensorRT-LLM/features/quantization.html; generations: ModelOpt's support matrix.
+_SCHEMES = {
+    "DENSE": "GPU",
+    "W4A16": "GPU",
+    "W4A16_ASYM": "GPU",
+    "FP8": "GPU from Ada on",
+    "FP8_DYNAMIC": "GPU from Ada on",
+    "FP8_BLOCK": "Hopper and Blackwell GPU",
+    "NVFP4": "Blackwell GPU",
+    "MXFP4": "Hopper and Blackwell GPU",
+    "KV_FP8": "GPU from Ada on",
+}
 PRIORITY_STEPS = 20
 """From the least to the most urgent: -10 .. 10 becomes 0 .. 1."""
 
@@ -48,6 +60,7 @@ class TRTLLM(OpenAIHTTP):
         top_logprobs=20,
         adapters=Adapters.DYNAMIC,
         quantization=frozenset({"modelopt", "fp8", "nvfp4", "awq", "gptq", "mxfp4"}),
+        schemes=_SCHEMES,
         shapes=frozenset({Shape.SPARSE_24}),  # ModelOpt's, on Ampere and later
         metrics=EngineMetrics(
             "/prometheus/metrics",  # /metrics empties a buffer each time it is read

@@ -38,6 +38,25 @@ _QUANTIZATION = frozenset({  # the first four run on CPU too
 })  # fmt: skip
 
 
+# Kernels by platform: `model_executor/kernels/linear/__init__.py`, and what each one's `is_supported` asks for; GPU
+# generations: https://docs.vllm.ai/en/v0.32.0/features/quantization/. Weights of 2 and 3 bits have none of its own.
+_SCHEMES = {
+    "DENSE": "CPU and GPU",
+    "W4A16": "CPU and GPU",
+    "W4A16_ASYM": "CPU and GPU",
+    "W8A16": "GPU",
+    "W8A8": "CPU, and GPU before Blackwell",
+    "FP8": "CPU and GPU",
+    "FP8_DYNAMIC": "CPU and GPU",
+    "FP8_BLOCK": "CPU with AMX, and GPU",
+    "NVFP4": "GPU, in 4 bits on Blackwell",
+    "NVFP4A16": "GPU",
+    "MXFP4": "GPU, in 4 bits on Blackwell",
+    "MXFP4A16": "GPU",
+    "KV_FP8": "CPU and GPU",
+}
+
+
 class VLLM(OpenAIHTTP):
     kind: ClassVar[str] = "vllm"
     probe_path: ClassVar[str] = "/health"
@@ -50,6 +69,7 @@ class VLLM(OpenAIHTTP):
         top_logprobs=20,
         adapters=Adapters.DYNAMIC,
         quantization=_QUANTIZATION,
+        schemes=_SCHEMES,
         metrics=EngineMetrics(
             "/metrics", "vllm:num_requests_waiting", "vllm:num_requests_running", "vllm:kv_cache_usage_perc"
         ),

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Any
 
 from gateway.backends.base import Backend
 from gateway.core.call import Call, Endpoint
@@ -30,7 +31,8 @@ class Waiter:
 
 @dataclass(slots=True, eq=False)
 class Deployment:
-    """`weight` is its share of the model's traffic; times are seconds."""
+    """`weight` is its share of the model's traffic; times are seconds. `manifest`: the checkpoint's, as it was when
+    the gateway started."""
 
     name: str
     model: str
@@ -43,6 +45,7 @@ class Deployment:
     max_waiting: int = 1024
     queue_timeout_s: float = 30.0
     warm_up: Endpoint | None = Endpoint.COMPLETIONS
+    manifest: dict[str, Any] | None = None
     ready: list[Replica] = field(default_factory=list)
     _waiting: "deque[Waiter]" = field(default_factory=deque)
 
