@@ -102,6 +102,11 @@ class Block:
         self.encoded.pop(name, None)
         self._set(name, weight_OI)
 
+    def adapt(self, name: str, a_RI: Tensor, b_OR: Tensor) -> None:
+        """Low-rank factors are served beside what the linear is stored as: from now on it computes with W + B·A."""
+        self.adapters[name] = (a_RI, b_OR)
+        self._set(name, self.weight(name) + b_OR.float() @ a_RI.float())
+
     def note(self, names: Iterable[str] | str, **facts: Any) -> None:
         """Remember facts of linears for the report."""
         for name in [names] if isinstance(names, str) else names:

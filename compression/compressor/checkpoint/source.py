@@ -66,9 +66,7 @@ class Source:
     @property
     def dtype(self) -> torch.dtype:
         """What dense weights are stored in."""
-        named = str(self.config.get("torch_dtype") or self.config.get("dtype") or "bfloat16").removeprefix("torch.")
-        dtype = getattr(torch, named, None)
-        return dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
+        return dtype_of(self.config)
 
     @property
     def size_bytes(self) -> int:
@@ -95,6 +93,13 @@ class Source:
     def read_module(self, prefix: str) -> dict[str, Tensor]:
         """The tensors under a module's name, keyed relative to it."""
         return {name.removeprefix(f"{prefix}."): self.read(name) for name in self.names(prefix)}
+
+
+def dtype_of(config: dict[str, Any]) -> torch.dtype:
+    """What a config.json says that dense weights are stored in; bfloat16 where it says nothing."""
+    named = str(config.get("torch_dtype") or config.get("dtype") or "bfloat16").removeprefix("torch.")
+    dtype = getattr(torch, named, None)
+    return dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
 
 
 def entries_of(file: Path) -> dict[str, Entry]:
