@@ -118,10 +118,11 @@ def plan(job: Job) -> Plan:
     structure = next((found for method in methods if (found := getattr(method, "structure", None))), None)
     schemes = [scheme for method in methods if (scheme := getattr(method, "scheme", None)) is not None]
     scheme = schemes[-1].name if schemes else _plain_scheme(source, recipe)
-    served_by = who_can_serve(scheme, recipe.export.format, structure)
-    if job.engine is not None and (why := why_not(job.engine, scheme, recipe.export.format, structure)) is not None:
+    made = Plan(job, source, methods, scheme, structure, served_by={})
+    stored = recipe.export.format if recipe.export.format in CONTAINERS else made.layout
+    if job.engine is not None and (why := why_not(job.engine, scheme, stored, structure)) is not None:
         raise CannotServeError(f"{job.engine} cannot serve what recipe {recipe.name} makes, because {why}")
-    made = Plan(job, source, methods, scheme, structure, served_by)
+    made.served_by = who_can_serve(scheme, stored, structure)
     layout = format_named(made.layout)
     for one in schemes:
         layout.check(one)

@@ -18,7 +18,7 @@ FILE = Path(__file__).with_name("engines.json")
 KEPT = ("architectures", "checkpoints", "quantization", "schemes", "shapes", "tested")
 # A dense layout of these schemes holds weights that were rounded to them, in 16 bits each.
 _ROUNDED = {"FP6", "SpQR"}
-_CONTAINERS = {"gguf": "GGUF", "openvino": "OpenVINO IR"}
+CONTAINERS = {"gguf": "GGUF", "openvino": "OpenVINO IR"}
 _CONTAINER_ENGINE = "openvino"
 _FINISHED_ON_GPU = "only TensorRT-LLM's own build, on a GPU, can finish it"
 
@@ -28,7 +28,7 @@ def who_can_serve(scheme: str, layout: str, structure: str | None = None) -> dic
     return {
         engine: _note(able, scheme, layout)
         for engine, able in _table().items()
-        if (able["checkpoints"] or layout in _CONTAINERS) and _fault(engine, able, scheme, layout, structure) is None
+        if (able["checkpoints"] or layout in CONTAINERS) and _fault(engine, able, scheme, layout, structure) is None
     }
 
 
@@ -55,8 +55,8 @@ def projection(printed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fault(engine: str, able: Mapping[str, Any], scheme: str, layout: str, structure: str | None) -> str | None:
-    if layout in _CONTAINERS:
-        return None if engine == _CONTAINER_ENGINE else f"it is {_CONTAINERS[layout]}, which the embedded engine reads"
+    if layout in CONTAINERS:
+        return None if engine == _CONTAINER_ENGINE else f"it is {CONTAINERS[layout]}, which the embedded engine reads"
     if structure is not None and structure not in able["shapes"]:
         return f"its weights have {structure}, which the engine's loader does not know"
     if not able["checkpoints"]:
@@ -75,8 +75,8 @@ def _fault(engine: str, able: Mapping[str, Any], scheme: str, layout: str, struc
 
 def _note(able: Mapping[str, Any], scheme: str, layout: str) -> str:
     notes = []
-    if layout in _CONTAINERS:
-        notes.append(f"as {_CONTAINERS[layout]}")
+    if layout in CONTAINERS:
+        notes.append(f"as {CONTAINERS[layout]}")
     elif layout == "dense":
         notes.append(
             "as dense weights: no smaller and no faster than before" if scheme in _ROUNDED else "as dense weights"

@@ -14,6 +14,8 @@ SUMMARIES = {
     "openvino-engine": "the embedded CPU engine: serve a checkpoint, convert it to GGUF",
     "fake-engine": "a scripted OpenAI server for tests and load tests",
     "starter-model": "train, evaluate and export the starter model",
+    "compress": "make a checkpoint smaller by a recipe, and measure what it lost",
+    "checkpoint": "show, verify, compare and list checkpoints",
     "triton": "render a Triton model repository, serve it with the real tritonserver",
 }
 
@@ -45,7 +47,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _extra(name: str) -> str:
-    return {"up": "stack", "openvino-engine": "openvino"}.get(name, name)
+    extras = {"up": "stack", "openvino-engine": "openvino", "compress": "compressor", "checkpoint": "compressor"}
+    return extras.get(name, name)
 
 
 def _usage(commands: dict[str, EntryPoint]) -> str:
