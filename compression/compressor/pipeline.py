@@ -120,9 +120,10 @@ def plan(job: Job) -> Plan:
     scheme = schemes[-1].name if schemes else _plain_scheme(source, recipe)
     made = Plan(job, source, methods, scheme, structure, served_by={})
     stored = recipe.export.format if recipe.export.format in CONTAINERS else made.layout
-    if job.engine is not None and (why := why_not(job.engine, scheme, stored, structure)) is not None:
+    architecture = next(iter(source.config.get("architectures") or ()), None)
+    if job.engine is not None and (why := why_not(job.engine, scheme, stored, structure, architecture)) is not None:
         raise CannotServeError(f"{job.engine} cannot serve what recipe {recipe.name} makes, because {why}")
-    made.served_by = who_can_serve(scheme, stored, structure)
+    made.served_by = who_can_serve(scheme, stored, structure, architecture)
     layout = format_named(made.layout)
     for one in schemes:
         layout.check(one)

@@ -7,8 +7,10 @@ files and not code; a test holds the two together. To renew the file:
 
 import difflib
 import json
+import re
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +22,31 @@ KEPT = ("architectures", "checkpoints", "quantization", "schemes", "shapes", "te
 _ROUNDED = {"FP6", "SpQR"}
 CONTAINERS = {"gguf": "GGUF", "openvino": "OpenVINO IR"}
 _CONTAINER_ENGINE = "openvino"
-_FINISHED_ON_GPU = "only TensorRT-LLM's own build, on a GPU, can finish it"
 
 
-def who_can_serve(scheme: str, layout: str, structure: str | None = None) -> dict[str, str]:
-    """Engine → a note on hardware and how it was tried, of all that can. `layout`: the recipe's export format."""
+@dataclass(frozen=True, slots=True)
+class Artefact:
+    """What is to be served. `layout`: the format on disk; `architecture`: as in config.json, None where any will do."""
+
+    scheme: str
+    layout: str
+    structure: str | None = None
+    architecture: str | None = None
+
+
+def who_can_serve(
+    scheme: str, layout: str, structure: str | None = None, architecture: str | None = None
+) -> dict[str, str]:
+    """Engine → a note on hardware and how it was tried, of all that can."""
+    made = Artefact(scheme, layout, structure, architecture)
     return {
-        engine: _note(able, scheme, layout)
-        for engine, able in _table().items()
-        if (able["checkpoints"] or layout in CONTAINERS) and _fault(engine, able, scheme, layout, structure) is None
+        engine: _note(engine, able, made) for engine, able in _table().items() if _fault(engine, able, made) is None
     }
 
 
-def why_not(engine: str, scheme: str, layout: str, structure: str | None = None) -> str | None:
+def why_not(
+    engine: str, scheme: str, layout: str, structure: str | None = None, architecture: str | None = None
+) -> str | None:
     """The rest of "that engine cannot serve it, because"; None when it can. Raises BadRecipeError if there is none."""
     table = _table()
     able = table.get(engine)
@@ -40,10 +54,10 @@ def why_not(engine: str, scheme: str, layout: str, structure: str | None = None)
         near = difflib.get_close_matches(engine, table, 1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise BadRecipeError(f"there is no engine {engine!r}; {hint}They are {', '.join(sorted(table))}")
-    reason = _fault(engine, able, scheme, layout, structure)
+    reason = _fault(engine, able, Artefact(scheme, layout, structure, architecture))
     if reason is None:
         return None
-    others = ", ".join(who_can_serve(scheme, layout, structure))
+    others = ", ".join(who_can_serve(scheme, layout, structure, architecture))
     return f"{reason} ({f'these can: {others}' if others else 'no engine can'})"
 
 
@@ -54,37 +68,48 @@ def projection(printed: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _fault(engine: str, able: Mapping[str, Any], scheme: str, layout: str, structure: str | None) -> str | None:
-    if layout in CONTAINERS:
-        return None if engine == _CONTAINER_ENGINE else f"it is {CONTAINERS[layout]}, which the embedded engine reads"
-    if structure is not None and structure not in able["shapes"]:
-        return f"its weights have {structure}, which the engine's loader does not know"
+def _fault(engine: str, able: Mapping[str, Any], made: Artefact) -> str | None:
+    known = able["architectures"]
+    if known is not None and made.architecture is not None and made.architecture not in known:
+        return f"it is a {made.architecture}, and the engine loads {', '.join(known)} only"
+    if made.layout in CONTAINERS:
+        return (
+            None if engine == _CONTAINER_ENGINE else f"it is {CONTAINERS[made.layout]}, which the embedded engine reads"
+        )
+    if made.structure is not None and made.structure not in able["shapes"]:
+        return f"its weights have {made.structure}, which the engine's loader does not know"
     if not able["checkpoints"]:
         return "it serves a conversion of a checkpoint, of which nothing is known here"
-    if layout == "dense":
-        return None
-    known = able["quantization"]
-    if known is not None and layout not in known:
-        loads = f"loads {', '.join(known)}" if known else "loads weights in full precision only, GGUF and OpenVINO IR"
-        return f"it is stored as {layout}, and the engine {loads}"
-    schemes = able.get("schemes")
-    if schemes is not None and scheme not in schemes:
-        return f"it has no kernel for {scheme}"
+    return None if made.layout == "dense" else _without_kernels(able, made)
+
+
+def _without_kernels(able: Mapping[str, Any], made: Artefact) -> str | None:
+    known, kernels = able["quantization"], able["schemes"]
+    if known is not None and made.layout not in known:
+        loads = ", ".join(known) or "nothing"
+        return f"it is stored as {made.layout}, and beside dense weights the engine loads {loads}"
+    if kernels is not None and _in_table(made) not in kernels:
+        return f"the engine has no kernels for {made.scheme}; it has them for {', '.join(sorted(kernels))}"
     return None
 
 
-def _note(able: Mapping[str, Any], scheme: str, layout: str) -> str:
-    notes = []
-    if layout in CONTAINERS:
-        notes.append(f"as {CONTAINERS[layout]}")
-    elif layout == "dense":
-        notes.append(
-            "as dense weights: no smaller and no faster than before" if scheme in _ROUNDED else "as dense weights"
-        )
-    elif told := (able.get("schemes") or {}).get(scheme):
-        notes.append(str(told))
-    if layout == "modelopt":
-        notes.append(_FINISHED_ON_GPU)
+def _in_table(made: Artefact) -> str:
+    """The engines' table names schemes without the size of their groups, and containers with what is in them."""
+    if made.layout in CONTAINERS:
+        return f"{'GGUF' if made.layout == 'gguf' else 'IR'}_{made.scheme.upper()}"
+    return "DENSE" if made.layout == "dense" else re.sub(r"_G(\d+|ROW)$", "", made.scheme)
+
+
+def _note(engine: str, able: Mapping[str, Any], made: Artefact) -> str:
+    where = (able["schemes"] or {}).get(_in_table(made))
+    notes = [str(where)] if where else []
+    if made.layout in CONTAINERS:
+        notes.append(f"as {CONTAINERS[made.layout]}")
+    elif made.layout == "dense":
+        is_larger = made.scheme in _ROUNDED
+        notes.append("as dense weights" + (": no smaller and no faster than before" if is_larger else ""))
+    elif made.layout == "modelopt" and engine == "trtllm":
+        notes.append("compiled there for its GPU")
     if able["tested"] == "contract":
         notes.append("by its documentation, not tried")
     return "; ".join(notes) or "yes"
