@@ -108,8 +108,11 @@ def _read(path: Path) -> list[_Row]:
 
 def _tokens(row: _Row, tokenizer: Any, path: Path) -> list[int]:
     """A row's tokens and the end token, so that joined rows do not run into each other."""
+    messages = row.value.get("messages")
+    if messages is not None and not _are_messages(messages):
+        raise BadCalibrationError(f"{path}:{row.line}: messages is a list of {{role, content}}, both text")
     try:
-        text = row.value.get("text") or tokenizer.apply_chat_template(row.value["messages"], tokenize=False)
+        text = row.value.get("text") or tokenizer.apply_chat_template(messages, tokenize=False)
     except Exception as error:  # a template raises whatever it likes
         raise BadCalibrationError(f"{path}:{row.line}: the chat template refuses its messages: {error}") from error
     if not isinstance(text, str):
@@ -117,3 +120,8 @@ def _tokens(row: _Row, tokenizer: Any, path: Path) -> list[int]:
     ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     end = tokenizer.eos_token_id
     return ids if end is None or (ids and ids[-1] == end) else [*ids, end]
+
+
+def _are_messages(value: Any) -> bool:
+    parts = value if isinstance(value, list) else [None]
+    return all(isinstance(part, dict) and isinstance(part.get("content"), str) and part.get("role") for part in parts)

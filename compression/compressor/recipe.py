@@ -76,12 +76,7 @@ class Recipe(_Part):
     @model_validator(mode="before")
     @classmethod
     def _single_step(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or "method" not in value:
-            return value
-        if "steps" in value:
-            raise ValueError("has both `method` and `steps`: keep one")
-        rest = {key: part for key, part in value.items() if key not in ("method", "params")}
-        return rest | {"steps": [{"method": value["method"], "params": value.get("params") or {}}]}
+        return _with_steps(value) if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _does_something(self) -> Self:
@@ -101,6 +96,10 @@ def load(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     if not isinstance(value, dict):
         raise BadRecipeError(f"{path} is not a mapping of keys")
     value.setdefault("name", path.stem)
+    try:
+        value = _with_steps(value)
+    except ValueError as error:
+        raise BadRecipeError(f"{path.name}: it: {error}") from None
     for override in overrides:
         _override(value, override)
     return parse(value, path.name)
@@ -132,6 +131,16 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
     return lines
 
 
+def _with_steps(value: dict[str, Any]) -> dict[str, Any]:
+    """`method` and `params` are a recipe of one step."""
+    if "method" not in value:
+        return value
+    if "steps" in value:
+        raise ValueError("has both `method` and `steps`: keep one")
+    rest = {key: part for key, part in value.items() if key not in ("method", "params")}
+    return rest | {"steps": [{"method": value["method"], "params": value.get("params") or {}}]}
+
+
 def _find(name: str) -> Path:
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or path.is_file():
@@ -151,10 +160,8 @@ def _override(value: dict[str, Any], override: str) -> None:
     if not equals:
         raise BadRecipeError(f"--set {override}: write KEY=VALUE, for example calibration.samples=32")
     *path, last = key.split(".")
-    if path[:1] == ["params"] and "steps" in value:
+    if path[:1] == ["params"]:
         path = ["steps", "-1", *path]
-    elif key == "params" or (key.startswith("params.") and "steps" not in value):
-        path = path or []
     at: Any = value
     try:
         for part in path:
