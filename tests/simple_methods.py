@@ -1,6 +1,6 @@
 """Methods and a layout so simple that only the driver is tested by them."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -45,6 +45,9 @@ class Plain:
 
     def tensors(self, name: str, weight: Encoded, dtype: torch.dtype) -> dict[str, Tensor]:
         return {f"{name}.weight": weight.dense().to(dtype)}
+
+    def extras(self, scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return dict(scales)
 
     def config(self, scheme: Any, ignore: Collection[str], *, has_kv_scales: bool) -> dict[str, Any]:
         return {}

@@ -136,7 +136,7 @@ class BlockPass:
         self.layers.update(layers)
 
     def _tensors(self, block: Block) -> dict[str, Tensor]:
-        tensors = dict(block.extras)
+        tensors = self._layout.extras(block.extras)
         for name, parameter in block.module.state_dict().items():
             weight: Encoded | None = (
                 block.encoded.get(name.removesuffix(".weight")) if name.endswith(".weight") else None

@@ -24,14 +24,15 @@ from compressor.blockwise import BlockPass
 from compressor.calibration import Used, load_rows, load_tokenizer
 from compressor.checkpoint import manifest, publish
 from compressor.checkpoint.disk import need_room
-from compressor.checkpoint.sink import Sink
+from compressor.checkpoint.sink import Sink, write_json
 from compressor.checkpoint.source import Source
 from compressor.errors import BadCheckpointError, BadRecipeError, CannotServeError
 from compressor.families import family_of
-from compressor.formats.lookup import format_named, format_of
+from compressor.formats.lookup import format_named
 from compressor.gate import judge
 from compressor.methods import registry
 from compressor.methods.base import BlockMethod, Method, ModelMethod
+from compressor.numbers.schemes import Scheme
 from compressor.passes import ModelPass, Rows
 from compressor.recipe import Recipe
 from compressor.screen import Screen
@@ -110,13 +111,13 @@ def plan(job: Job) -> Plan:
     if recipe.model is not None and recipe.model != job.model.name:
         raise BadRecipeError(f"recipe {recipe.name} was written for {recipe.model}, not for {job.model.name}")
     source = Source(job.model)
-    if (found := format_of(source.config)) is not None or "quantization_config" in source.config:
-        named = found.name if found is not None else source.config["quantization_config"].get("quant_method")
+    if (found := source.config.get("quantization_config")) is not None:
+        named = found.get("quant_method") if isinstance(found, dict) else found
         raise BadCheckpointError(f"{job.model} is quantized already ({named}): give the checkpoint it was made of")
     family_of(source.config)
     methods = registry.build(recipe.steps, recipe.name)
     structure = next((found for method in methods if (found := getattr(method, "structure", None))), None)
-    schemes = [scheme for method in methods if (scheme := getattr(method, "scheme", None)) is not None]
+    schemes = _schemes(methods)
     scheme = schemes[-1].name if schemes else _plain_scheme(source, recipe)
     made = Plan(job, source, methods, scheme, structure, served_by={})
     stored = recipe.export.format if recipe.export.format in CONTAINERS else made.layout
@@ -185,6 +186,12 @@ def peak_bytes(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def _schemes(methods: Sequence[Method]) -> list[Scheme]:
+    """In the order of the steps, those without weights (KV cache) first: the last one is what the weights are in."""
+    found = [scheme for method in methods if (scheme := getattr(method, "scheme", None)) is not None]
+    return sorted(found, key=lambda scheme: scheme.weights is not None)
+
+
 def _plain_scheme(source: Source, recipe: Recipe) -> str:
     if recipe.export.format in CONTAINERS and recipe.export.type is not None:
         return recipe.export.type
@@ -233,20 +240,23 @@ def _run_blocks(
     layout_name: str,
     screen: Screen,
 ) -> None:
-    layout = format_named(layout_name)
     for method in methods:
-        method.scales = layout.scale
+        method.scales = format_named(layout_name).scale
+    schemes = _schemes(methods)
+    layout = format_named(layout_name, schemes[-1] if schemes else None)
     device = torch.device(made.job.device)
     skeleton = Skeleton(source, family_of(source.config), device, made.job.dtype)
     sink = Sink(destination)
     runs = BlockPass(skeleton, methods, layout, sink, screen, frozenset(made.job.recipe.ignore))
     needs_inputs = any(method.needs_inputs for method in methods)
     runs.run(skeleton.embed(rows) if needs_inputs else [])
-    schemes = [scheme for method in methods if (scheme := method.scheme) is not None]
     sink.config = dict(source.config)
     if schemes and layout_name != "dense":
         has_kv = any(method.name == "kv-cache" for method in methods)
-        sink.config["quantization_config"] = layout.config(schemes[-1], made.job.recipe.ignore, has_kv_scales=has_kv)
+        quantization = layout.config(schemes[-1], made.job.recipe.ignore, has_kv_scales=has_kv)
+        sink.config["quantization_config"] = quantization
+        for name, value in layout.files(quantization).items():
+            write_json(destination / name, value)
     _remember(destination, runs.layers, {})
     sink.finish()
 
