@@ -49,7 +49,7 @@ class FakeHandle:
         """What the routes of adapters answer: `load_status`, `unload_status`; nothing given: what is right."""
         self._call("POST", "adapters", statuses)
 
-    def wait(self, condition: Callable[[dict[str, Any]], bool], timeout_s: float = 10.0) -> dict[str, Any]:
+    def wait(self, condition: Callable[[dict[str, Any]], bool], timeout_s: float = 60.0) -> dict[str, Any]:
         """The first stats that meet `condition`; AssertionError with the last ones when none do in time.
 
         It blocks: in an async test whose own tasks must go on meanwhile, run it by `asyncio.to_thread`.
@@ -65,7 +65,7 @@ class FakeHandle:
         if self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(5)
+                self.process.wait(30)
             except subprocess.TimeoutExpired:
                 self.kill()
         self._close_pipe()
@@ -91,7 +91,7 @@ class FakeHandle:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.url}/_fake/{name}", data, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             with error:

@@ -49,7 +49,7 @@ class GatewayHandle:
     def get(self, path: str) -> tuple[int, Any]:
         """Status and parsed (or raw) body."""
         try:
-            with urllib.request.urlopen(self.url + path, timeout=10) as answer:
+            with urllib.request.urlopen(self.url + path, timeout=60) as answer:
                 status, body = answer.status, answer.read()
         except urllib.error.HTTPError as error:
             with error:
@@ -70,14 +70,14 @@ class GatewayHandle:
                     total += sample.value
         return total
 
-    def wait_ready(self, timeout_s: float = 20.0) -> "GatewayHandle":
+    def wait_ready(self, timeout_s: float = 60.0) -> "GatewayHandle":
         deadline_s = time.monotonic() + timeout_s
         while (answer := self.get("/ready"))[0] != 200:
             assert time.monotonic() < deadline_s, f"never ready: {answer}\n{self.log()}"
             time.sleep(0.02)
         return self
 
-    def stop(self, timeout_s: float = 15.0) -> int:
+    def stop(self, timeout_s: float = 60.0) -> int:
         """SIGTERM; the exit code. AssertionError when it does not go by itself."""
         if self.process.poll() is None:
             self.process.terminate()
@@ -105,7 +105,7 @@ def start_gateway(settings: dict[str, Any], *, ready: bool = True, stdout: Any =
     command = [sys.executable, "-m", "gateway", "serve", "--config", str(folder / "gateway.yaml")]
     with out.open("ab") as stream:
         process = subprocess.Popen(command, stdout=stdout or stream, stderr=stream)
-    deadline_s = time.monotonic() + 20
+    deadline_s = time.monotonic() + 60
     while LISTENING not in out.read_text(errors="replace"):
         if process.poll() is not None or time.monotonic() > deadline_s:
             process.kill()

@@ -46,7 +46,7 @@ class RunningEngine:
         text = self.client.get("/metrics").text
         return next((float(row.removeprefix(line)) for row in text.splitlines() if row.startswith(line)), 0.0)
 
-    def wait_for(self, name: str, value: float, timeout_s: float = 30.0, **labels: str) -> None:
+    def wait_for(self, name: str, value: float, timeout_s: float = 60.0, **labels: str) -> None:
         """Wait until a sample of /metrics has the value."""
         deadline_s = time.monotonic() + timeout_s
         while (found := self.metric(name, **labels)) != value:

@@ -58,7 +58,7 @@ class Peer:
         self.sock = socket.socket()
         if receive_bytes is not None:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-        self.sock.settimeout(20)
+        self.sock.settimeout(60)
         try:
             self.sock.connect(("127.0.0.1", port))
         except OSError:
@@ -74,13 +74,13 @@ class Peer:
     def chat(self, fake: dict[str, Any] | None = None, *, headers: str = "", **fields: Any) -> "Peer":
         return self.send(chat_request(fake, headers=headers, **fields))
 
-    def wait_for(self, text: bytes, timeout_s: float = 20.0) -> None:
+    def wait_for(self, text: bytes, timeout_s: float = 60.0) -> None:
         """Until `text` has arrived; AssertionError when the connection ends before."""
         end_s = time.monotonic() + timeout_s
         while text not in self._data:
             assert self._more(end_s), f"the connection ended with {self._data[-300:]!r}"
 
-    def answer(self, timeout_s: float = 20.0, *, to: str = "POST") -> Answer:
+    def answer(self, timeout_s: float = 60.0, *, to: str = "POST") -> Answer:
         """The next answer. AssertionError when none came."""
         end_s = time.monotonic() + timeout_s
         while b"\r\n\r\n" not in self._data:
@@ -105,7 +105,7 @@ class Peer:
         body, self._data = self._data[:size], self._data[size:]
         return Answer(status, headers, body, len(body) == size)
 
-    def ending(self, timeout_s: float = 20.0) -> str:
+    def ending(self, timeout_s: float = 60.0) -> str:
         """How the connection ends: closed, reset, or open when it does not within `timeout_s`. Nothing may come."""
         self.sock.settimeout(timeout_s)
         try:

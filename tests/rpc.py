@@ -25,7 +25,7 @@ from gateway.protos.penstock.v1.chat_pb2_grpc import ChatServiceStub
 from gateways import GatewayHandle
 
 LISTENING = "gateway listening for gRPC on "
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 _TYPES = {str: "BYTES", bool: "BOOL", float: "FP32", int: "INT32"}
 _DETAILS: tuple[type[Any], ...] = (ErrorInfo, BadRequest, RequestInfo, RetryInfo)
 

@@ -150,6 +150,6 @@ def ask(port: int, prompt: str = "hello", key: str | None = None) -> bytes:
     body = json.dumps({"model": "fake", "messages": [{"role": "user", "content": prompt}]}).encode()
     headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
     request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/chat/completions", body, headers)
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         data: bytes = answer.read()
         return data

@@ -83,7 +83,7 @@ class RunningTriton:
     def requests(self, kind: str) -> float:
         """TensorRT-LLM's gauge of requests in the engine: active, scheduled, waiting, max."""
         wanted = ("nv_trt_llm_request_metrics{", f'request_type="{kind}"')
-        lines = httpx.get(self._metrics_url, timeout=30).text.splitlines()
+        lines = httpx.get(self._metrics_url, timeout=60).text.splitlines()
         [line] = [line for line in lines if all(part in line for part in wanted)]
         return float(line.rpartition(" ")[2])
 

@@ -53,7 +53,7 @@ class FakeTriton:
     def stats(self) -> dict[str, Any]:
         return self._tell({"stats": True})
 
-    def wait(self, condition: Callable[[dict[str, Any]], bool], timeout_s: float = 10.0) -> dict[str, Any]:
+    def wait(self, condition: Callable[[dict[str, Any]], bool], timeout_s: float = 60.0) -> dict[str, Any]:
         """The first stats that meet `condition`."""
         deadline_s = time.monotonic() + timeout_s
         while not condition(stats := self.stats()):
@@ -100,7 +100,7 @@ def start_triton(contract: str = "core", port: int = 0) -> FakeTriton:
 
 def post(gateway: GatewayHandle, path: str = "chat/completions", **fields: Any) -> httpx.Response:
     given = {"model": "m", "temperature": 0} | ({"messages": HELLO} if path.startswith("chat") else {})
-    return httpx.post(f"{gateway.url}/v1/{path}", json=given | fields, timeout=20)
+    return httpx.post(f"{gateway.url}/v1/{path}", json=given | fields, timeout=60)
 
 
 def chat(gateway: GatewayHandle, **fields: Any) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def chat(fake: dict[str, Any] | None = None, text: str = "hello there", **fields
 
 
 def dial(port: int) -> socket.socket:
-    sock = socket.create_connection(("127.0.0.1", port), timeout=10)
+    sock = socket.create_connection(("127.0.0.1", port), timeout=60)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
 
@@ -51,7 +51,7 @@ def send(sock: socket.socket, body: dict[str, Any] | bytes, path: str = CHAT, he
 
 
 def receive(
-    sock: socket.socket, for_s: float = 10.0, until: bytes | None = None, quiet_s: float | None = None
+    sock: socket.socket, for_s: float = 60.0, until: bytes | None = None, quiet_s: float | None = None
 ) -> Received:
     """Read to the connection's end, to the first sight of `until`, or for `for_s` seconds.
 
@@ -78,7 +78,7 @@ def receive(
     return Received(bytes(data), "open")
 
 
-def exchange(port: int, body: dict[str, Any] | bytes, path: str = CHAT, for_s: float = 10.0) -> Received:
+def exchange(port: int, body: dict[str, Any] | bytes, path: str = CHAT, for_s: float = 60.0) -> Received:
     """One request on a connection of its own that asks to be closed after the answer."""
     with dial(port) as sock:
         send(sock, body, path, "connection: close\r\n")

@@ -14,7 +14,7 @@ CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 
 def chat(gateway: GatewayHandle, **fields: object) -> httpx.Response:
-    return httpx.post(f"{gateway.url}/v1/chat/completions", json=CHAT | fields, timeout=20)
+    return httpx.post(f"{gateway.url}/v1/chat/completions", json=CHAT | fields, timeout=60)
 
 
 def test_a_plain_answer_is_the_engines_own_bytes(gateway: GatewayHandle, fake: FakeHandle) -> None:

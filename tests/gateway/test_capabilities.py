@@ -143,7 +143,7 @@ def test_a_wrong_match_ends_check_and_serve_before_anything_starts(tmp_path: Pat
     file = tmp_path / "gateway.yaml"
     file.write_text(yaml.safe_dump({"server": {"port": 0}, "models": {"m": {"deployments": deployments}}}))
     ran = subprocess.run(
-        [sys.executable, "-m", "gateway", *command, str(file)], capture_output=True, text=True, timeout=30
+        [sys.executable, "-m", "gateway", *command, str(file)], capture_output=True, text=True, timeout=60
     )
     assert ran.returncode == 2
     lines = ran.stderr.splitlines()
@@ -160,7 +160,7 @@ def test_check_misses_a_tokenizer_where_the_gateway_needs_it(tmp_path: Path, kin
     file = tmp_path / "gateway.yaml"
     file.write_text(yaml.safe_dump({"models": {"m": {"deployments": {"main": deployment}}}}))
     ran = subprocess.run(
-        [sys.executable, "-m", "gateway", "check", str(file)], capture_output=True, text=True, timeout=30
+        [sys.executable, "-m", "gateway", "check", str(file)], capture_output=True, text=True, timeout=60
     )
     assert ran.returncode == 2
     assert f"models.m.deployments.main.checkpoint: {folder / 'tokenizer.json'} cannot be read" in ran.stderr
@@ -189,7 +189,7 @@ def test_the_tables_of_the_docs_are_those_of_the_code() -> None:
 def test_the_command_prints_what_the_docs_hold() -> None:
     command = [sys.executable, "-m", "gateway", "engines", "--format"]
     markdown, text = (
-        subprocess.run([*command, form], capture_output=True, text=True, timeout=30, check=True).stdout
+        subprocess.run([*command, form], capture_output=True, text=True, timeout=60, check=True).stdout
         for form in ("markdown", "text")
     )
     assert markdown in (ROOT / "docs/engines.md").read_text("utf-8")

@@ -36,7 +36,7 @@ class Side(NamedTuple):
     def ask(self, **fields: Any) -> httpx.Response:
         messages = [{"role": "user", "content": "hi"}]
         body = {"model": "public", "messages": messages} | fields
-        return httpx.post(f"{self.gateway.url}/v1/chat/completions", json=body, timeout=20)
+        return httpx.post(f"{self.gateway.url}/v1/chat/completions", json=body, timeout=60)
 
     def got(self) -> dict[str, Any]:
         """What the engine was sent last."""
@@ -165,7 +165,7 @@ def test_the_engine_stops_when_the_client_leaves(side: Side, kind: str) -> None:
 def _leave_early(side: Side) -> None:
     side.fake.script({"tokens": 40, "itl_s": 0.02})
     body = {"model": "public", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
-    with httpx.stream("POST", f"{side.gateway.url}/v1/chat/completions", json=body, timeout=10) as answer:
+    with httpx.stream("POST", f"{side.gateway.url}/v1/chat/completions", json=body, timeout=60) as answer:
         next(answer.iter_lines())
 
 
@@ -463,7 +463,7 @@ def test_a_number_that_json_cannot_hold_is_the_callers_fault(
 ) -> None:
     side = sides[kind]
     body = f'{{"model": "public", "messages": [{{"role": "user", "content": "hi"}}], "{name}": {raw}}}'
-    answer = httpx.post(f"{side.gateway.url}/v1/chat/completions", content=body, timeout=20)
+    answer = httpx.post(f"{side.gateway.url}/v1/chat/completions", content=body, timeout=60)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
 
 

@@ -32,7 +32,7 @@ def small(fakes: tuple[FakeHandle, FakeHandle]) -> Iterator[GatewayHandle]:
 
 def post(gateway: GatewayHandle, path: str, body: dict[str, Any]) -> httpx.Response:
     content = json.dumps(body).replace(f'"{TOO_LARGE}"', TOO_LARGE)
-    return httpx.post(f"{gateway.url}{path}", content=content, timeout=20)
+    return httpx.post(f"{gateway.url}{path}", content=content, timeout=60)
 
 
 @pytest.mark.parametrize(

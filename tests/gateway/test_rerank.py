@@ -19,7 +19,7 @@ def renamed(fakes: tuple[FakeHandle, FakeHandle]) -> Any:
 
 
 def post(gateway: GatewayHandle, path: str, body: dict[str, Any], model: str = "public") -> httpx.Response:
-    return httpx.post(f"{gateway.url}/v1/{path}", json={"model": model, **body}, timeout=20)
+    return httpx.post(f"{gateway.url}/v1/{path}", json={"model": model, **body}, timeout=60)
 
 
 def test_documents_come_back_in_the_order_of_their_relevance(renamed: GatewayHandle, fake: FakeHandle) -> None:

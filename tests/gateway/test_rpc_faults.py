@@ -12,6 +12,7 @@ import grpc
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
+from grpc_status import rpc_status
 
 from fakes import FakeHandle
 from gateway.protos.penstock.v1 import chat_pb2 as pb
@@ -21,6 +22,9 @@ from rpc import PATIENCE_S, Refused, TritonPeer, channel_to, chat_stub, details,
 
 CODE = grpc.StatusCode
 KEYED = (("authorization", f"Bearer {KEY}"),)
+LARGE = {"tokens": 3000, "token_bytes": 10_000}
+"""More than everybody on the way holds: it runs until its client reads."""
+LARGE_BYTES = 30_000_000
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +68,7 @@ def own_gateway(fake: FakeHandle, **server: Any) -> GatewayHandle:
 
 def lines_of(gateway: GatewayHandle, count: int, **wanted: Any) -> list[dict[str, Any]]:
     """The access lines that say so, once there are `count`."""
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + 60
     while True:
         lines = [line for line in gateway.access_lines() if wanted.items() <= line.items()]
         if len(lines) >= count or time.monotonic() > deadline_s:
@@ -126,7 +130,7 @@ def test_another_replica_is_tried_before_the_client_hears_of_a_failure(
 ) -> None:
     settings = config(*(engine.url for engine in fakes), rpc={"port": 0}, deployment={"policy": "round_robin"})
     with start_gateway(settings) as gateway, chat_stub(gateway) as stub:
-        deadline_s = time.monotonic() + 20
+        deadline_s = time.monotonic() + 60
         while gateway.metric("penstock_replica_ready") < 2:
             assert time.monotonic() < deadline_s, gateway.log()
             time.sleep(0.05)
@@ -226,7 +230,7 @@ def test_metadata_larger_than_the_limit_is_refused(fake: FakeHandle) -> None:
 
 def test_fifty_streams_at_once_each_get_their_own_words(stub: ChatServiceStub, fake: FakeHandle) -> None:
     def ask(index: int) -> str:
-        return text_of(stream(stub, chat({"tokens": [f"{index}."] * 20, "itl_s": 0.02}), timeout=60))
+        return text_of(stream(stub, chat({"tokens": [f"{index}."] * 20, "ttft_s": 1, "itl_s": 0.02}), timeout=60))
 
     with ThreadPoolExecutor(50) as pool:
         texts = list(pool.map(ask, range(50)))
@@ -241,6 +245,7 @@ def test_a_client_that_cancels_stops_the_engine(stub: ChatServiceStub, fake: Fak
     call = stream(stub, chat({"hang": 2}), metadata=(("x-request-id", "left-1"),))
     next(call)
     call.cancel()
+    fake.wait(lambda stats: stats["aborted"] == 1)
     waiting = stub.Complete.future(pb.CompleteRequest(chat=chat({"hang": "before_headers"})))
     fake.wait(lambda stats: stats["active"] == 1)
     waiting.cancel()
@@ -261,13 +266,17 @@ def test_a_client_that_vanishes_stops_the_engine(door: GatewayHandle, fake: Fake
 def test_the_clients_deadline_is_the_requests(stub: ChatServiceStub, fake: FakeHandle, door: GatewayHandle) -> None:
     """We say so ourselves, a little before: with the reason, and the engine stopped."""
     for call in (
-        lambda: whole(stub, chat({"hang": "before_headers"}), timeout=2),
-        lambda: list(stream(stub, chat({"hang": 1}), timeout=2)),
+        lambda: whole(stub, chat({"hang": "before_headers"}), timeout=1.25),
+        lambda: list(stream(stub, chat({"hang": 1}), timeout=1.25)),
     ):
-        error = failure(call)
-        assert (error.code(), reason(error)) == (CODE.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
-    fake.wait(lambda stats: stats["aborted"] == 2)
-    assert len(lines_of(door, 2, error_code="deadline_exceeded")) == 2
+        for _ in range(5):  # on a machine that was busy with something else, the client itself was faster
+            error = failure(call)
+            assert error.code() is CODE.DEADLINE_EXCEEDED
+            if rpc_status.from_call(error) is not None:
+                break
+        assert reason(error) == "DEADLINE_EXCEEDED"
+    fake.wait(lambda stats: stats["aborted"] >= 2 and stats["active"] == 0)
+    assert len(lines_of(door, 2, error_code="deadline_exceeded")) >= 2
 
 
 def test_the_gateways_deadline_holds_where_the_client_has_none(fake: FakeHandle) -> None:
@@ -279,12 +288,11 @@ def test_the_gateways_deadline_holds_where_the_client_has_none(fake: FakeHandle)
 
 def test_a_slow_reader_slows_the_engine_down_and_loses_nothing(stub: ChatServiceStub, fake: FakeHandle) -> None:
     """What the engine has sent stops growing long before the answer is whole."""
-    request = chat({"tokens": 3000, "token_bytes": 10_000})
-    call = stream(stub, request, timeout=60)
+    call = stream(stub, chat(LARGE), timeout=120)
     next(call)
     held = settled(lambda: int(fake.stats()["bytes_sent"]))
     assert held < 25_000_000, "the gateway held the whole answer"
-    assert len(text_of(call)) > 29_000_000
+    assert len(text_of(call)) > 0.9 * LARGE_BYTES
     assert fake.stats()["completed"] == 1
 
 
@@ -310,8 +318,6 @@ def test_a_client_that_reads_nothing_is_cut_and_the_engine_stopped(fake: FakeHan
 
 # ---- the end ----
 
-SLOW = {"itl_s": 0.1, "tokens": ["x"] * 10}
-
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
 def test_what_runs_is_finished_and_new_rpcs_are_turned_away(fake: FakeHandle, sig: int) -> None:
@@ -319,14 +325,14 @@ def test_what_runs_is_finished_and_new_rpcs_are_turned_away(fake: FakeHandle, si
         stub = ChatServiceStub(channel)
         watch = HealthStub(channel).Watch(HealthCheckRequest())
         assert next(watch).status == HealthCheckResponse.SERVING
-        running = stream(stub, chat(SLOW))
+        running = stream(stub, chat(LARGE))
         first = text_of([next(running)])
         gateway.process.send_signal(sig)
         assert next(watch).status == HealthCheckResponse.NOT_SERVING
         error = failure(lambda: whole(stub, chat()))
         assert error.code() is CODE.UNAVAILABLE
-        assert first + text_of(running) == "x" * 10
-        assert gateway.process.wait(15) == 0
+        assert len(first + text_of(running)) >= LARGE_BYTES
+        assert gateway.process.wait(60) == 0
         assert "Traceback" not in gateway.log()
 
 
@@ -334,14 +340,14 @@ def test_a_stream_that_waits_for_requests_does_not_hold_up_the_end(fake: FakeHan
     """Triton's clients keep one open; what it had asked is answered first."""
     with own_gateway(fake) as gateway, TritonPeer(rpc_address(gateway)) as triton:
         triton.do("start_stream")
-        script = json.dumps({"fake": SLOW}, separators=(",", ":"))
+        script = json.dumps({"fake": {"itl_s": 0.1, "tokens": ["x"] * 10}}, separators=(",", ":"))
         triton.ask("m", "a", text_input=script, stream=True)
         events = [triton.next()]
         gateway.process.terminate()
         events += triton.until_final()
         assert "".join(event["outputs"].get("text_output", "") for event in events) == "x" * 10
         assert triton.next()["status"] == "StatusCode.UNAVAILABLE"
-        assert gateway.process.wait(15) == 0
+        assert gateway.process.wait(60) == 0
         assert "Traceback" not in gateway.log()
 
 
@@ -352,7 +358,7 @@ def test_streams_that_outlast_the_drain_are_cut_with_a_reason(fake: FakeHandle) 
         gateway.process.terminate()
         error = failure(lambda: list(call))
         assert (error.code(), reason(error)) == (CODE.UNAVAILABLE, "DRAINING")
-        assert gateway.process.wait(15) == 0
+        assert gateway.process.wait(60) == 0
         fake.wait(lambda stats: stats["aborted"] == 1)
         assert "Traceback" not in gateway.log()
 
@@ -366,13 +372,13 @@ def test_a_second_ctrl_c_does_not_wait(fake: FakeHandle) -> None:
             refused(channel)
         gateway.process.send_signal(signal.SIGINT)
         assert reason(failure(lambda: list(call))) == "DRAINING"
-        assert gateway.process.wait(10) == 0
+        assert gateway.process.wait(60) == 0
         assert "Traceback" not in gateway.log()
 
 
 def refused(channel: grpc.Channel) -> None:
     """Until the server takes no new RPCs."""
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + 60
     while time.monotonic() < deadline_s:
         try:
             HealthStub(channel).Check(HealthCheckRequest(), timeout=1)
@@ -402,5 +408,8 @@ def test_a_crowd_that_leaves_leaves_nothing_behind(
     for thread in threads:
         thread.join()
     fake.wait(lambda stats: stats["aborted"] == 20 and stats["active"] == 0)
-    assert door.metric("penstock_requests_in_flight") == 0
+    deadline_s = time.monotonic() + 60
+    while door.metric("penstock_requests_in_flight"):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
     assert "Traceback" not in door.log()

@@ -1,6 +1,7 @@
 """tritonclient, unchanged, against models that no Triton serves."""
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -213,16 +214,15 @@ def test_an_echo_in_a_stream_is_refused_rather_than_ignored(stream: TritonPeer) 
 def test_many_requests_share_a_stream_and_are_told_apart_by_their_ids(stream: TritonPeer, fake: FakeHandle) -> None:
     """All at once: the engine has them all before the first is done, and each gets its own words."""
     for index in range(8):
-        script = json.dumps({"fake": {"tokens": [f"{index}."] * 10, "itl_s": 0.05}}, separators=(",", ":"))
+        script = json.dumps({"fake": {"tokens": [f"{index}."] * 10, "hang": 10}}, separators=(",", ":"))
         stream.ask("m", f"r{index}", text_input=f"{script} x", stream=True)
-    texts: dict[str, str] = {}
-    ended: set[str] = set()
-    while len(ended) < 8:
+    expected = {f"r{index}": f"{index}." * 10 for index in range(8)}
+    texts = dict.fromkeys(expected, "")
+    while any(len(texts[name]) < len(text) for name, text in expected.items()):
         event = stream.next()
-        texts[event["id"]] = texts.get(event["id"], "") + event["outputs"].get("text_output", "")
-        ended |= {event["id"]} if event["final"] else set()
-    assert texts == {f"r{index}": f"{index}." * 10 for index in range(8)}
-    assert fake.stats()["peak_active"] == 8
+        texts[event["id"]] += event["outputs"]["text_output"]
+    assert texts == expected
+    assert fake.stats()["active"] == 8
 
 
 def test_an_error_is_a_response_and_the_stream_goes_on(stream: TritonPeer, fake: FakeHandle) -> None:
@@ -293,7 +293,7 @@ def test_a_request_is_an_access_line_and_counted_under_its_door(
     before = door.metric("penstock_requests_total", endpoint="grpc/kserve", outcome="ok", model="m")
     triton.infer("m", text_input=PROMPT, options={"headers": {"x-request-id": "mine-1"}})
     assert door.metric("penstock_requests_total", endpoint="grpc/kserve", outcome="ok", model="m") == before + 1
-    [line] = [line for line in access_lines(door) if line["request_id"] == "mine-1"]
+    line = access_line(door, "mine-1")
     assert (line["endpoint"], line["status"], line["output_tokens"]) == ("grpc/kserve", 200, 5)
 
 
@@ -317,9 +317,11 @@ def counts(triton: TritonPeer) -> list[int]:
     return [int(told["inference_count"]), int(stats["success"]["count"]), int(stats["fail"].get("count", 0))]
 
 
-def access_lines(gateway: GatewayHandle) -> list[dict[str, Any]]:
-    """Once the lines of the last requests are written: ten times a second."""
-    import time
-
-    time.sleep(0.3)
-    return gateway.access_lines()
+def access_line(gateway: GatewayHandle, request_id: str) -> dict[str, Any]:
+    """The only one of that request, once it is written."""
+    deadline_s = time.monotonic() + 60
+    while not (found := [line for line in gateway.access_lines() if line["request_id"] == request_id]):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+    [line] = found
+    return line

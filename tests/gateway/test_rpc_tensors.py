@@ -42,7 +42,7 @@ HI = b"\x02\x00\x00\x00hi"
 
 def refusal(stub: GRPCInferenceServiceStub, request: pb.ModelInferRequest) -> str:
     with pytest.raises(grpc.RpcError) as caught:
-        stub.ModelInfer(request, timeout=20)
+        stub.ModelInfer(request, timeout=60)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert details(caught.value)["BadRequest"]
     return str(caught.value.details())
@@ -58,7 +58,7 @@ def test_typed_contents_of_every_type_reach_the_engine(stub: GRPCInferenceServic
         typed("exclude_input_in_output", "BOOL", "bool_contents", True),
         typed("stop_words", "BYTES", "bytes_contents", b"a", "ü".encode()),
     ]
-    response = stub.ModelInfer(pb.ModelInferRequest(model_name="m", id="7", inputs=inputs), timeout=20)
+    response = stub.ModelInfer(pb.ModelInferRequest(model_name="m", id="7", inputs=inputs), timeout=60)
     assert (response.id, response.model_name, response.model_version) == ("7", "m", "1")
     assert [output.name for output in response.outputs] == ["text_output", "finish_reason"]
     assert list(response.raw_output_contents) == [b"\x03\x00\x00\x00one", b"\x04\x00\x00\x00stop"]
@@ -92,7 +92,7 @@ def test_contents_that_do_not_add_up_are_refused(
 
 def test_an_error_on_a_stream_carries_the_requests_id_and_its_reason(stub: GRPCInferenceServiceStub) -> None:
     wrong = pb.ModelInferRequest(model_name="m", id="w", inputs=[raw("txt")], raw_input_contents=[HI])
-    [response] = list(stub.ModelStreamInfer(iter([wrong]), timeout=20))
+    [response] = list(stub.ModelStreamInfer(iter([wrong]), timeout=60))
     assert "Unexpected input 'txt'" in response.error_message
     answer = response.infer_response
     assert (answer.id, answer.model_name) == ("w", "m")

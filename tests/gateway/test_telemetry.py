@@ -20,7 +20,7 @@ CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 def ask(gateway: GatewayHandle, **fields: Any) -> httpx.Response:
     headers = fields.pop("headers", {})
-    return httpx.post(f"{gateway.url}/v1/chat/completions", json=CHAT | fields, headers=headers, timeout=20)
+    return httpx.post(f"{gateway.url}/v1/chat/completions", json=CHAT | fields, headers=headers, timeout=60)
 
 
 class Counted:
@@ -56,7 +56,8 @@ def test_ttft_and_itl_are_counted_per_content_event(gateway: GatewayHandle, fake
     assert counted("penstock_request_itl_seconds_count") == 4
     assert counted("penstock_request_tpot_seconds_count") == 1
     assert counted("penstock_request_ttft_seconds_sum") >= 0.2
-    assert counted("penstock_request_itl_seconds_sum") >= 0.39
+    total_s = counted("penstock_request_ttft_seconds_sum") + counted("penstock_request_itl_seconds_sum")
+    assert total_s >= 0.59  # their border is when we see the first token
 
 
 @pytest.mark.parametrize("role_chunk", ["separate", "merged", "none"])
@@ -120,7 +121,7 @@ def test_every_request_is_one_access_line_with_the_facts(gateway: GatewayHandle,
 
 
 def wait_for_line(gateway: GatewayHandle, request_id: str) -> dict[str, Any]:
-    deadline_s = time.monotonic() + 5
+    deadline_s = time.monotonic() + 60
     while not (found := [line for line in gateway.access_lines() if line["request_id"] == request_id]):
         assert time.monotonic() < deadline_s, gateway.log()
         time.sleep(0.02)

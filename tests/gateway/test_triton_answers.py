@@ -65,7 +65,7 @@ def test_usage_is_not_sent_to_who_did_not_ask_and_is_counted_all_the_same(
 ) -> None:
     got = events(gateway, stream_options=None)
     assert all("usage" not in event for event in got)
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + 60
     while not (lines := gateway.access_lines()) or lines[-1]["stream"] is False:
         assert time.monotonic() < deadline_s
         time.sleep(0.02)

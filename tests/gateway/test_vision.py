@@ -62,7 +62,7 @@ def base64_source(data: bytes = PNG, media_type: str = "image/png") -> dict[str,
 
 def post(served: GatewayHandle, asked: tuple[str, dict[str, Any]]) -> httpx.Response:
     path, body = asked
-    return httpx.post(served.url + path, json=body, timeout=20)
+    return httpx.post(served.url + path, json=body, timeout=60)
 
 
 def sent(fake: FakeHandle) -> dict[str, Any]:

@@ -23,14 +23,16 @@ OK = json.dumps(chat_body()).encode()
 
 @pytest.fixture(scope="module")
 def hasty(fakes: tuple[FakeHandle, FakeHandle]) -> Iterator[GatewayHandle]:
-    """A gateway that waits for nobody, takes 64 KiB of body, and wants a key."""
-    server = {
-        "port": 0,
-        "receive_timeout_s": 1,
-        "keep_alive_s": 1,
-        "send_timeout_s": 1,
-        "body_limit_bytes": 65_536,
-    }
+    """A gateway that waits for nobody."""
+    server = {"port": 0, "receive_timeout_s": 1, "keep_alive_s": 1, "send_timeout_s": 1}
+    with start_gateway(config(fakes[0].url, server=server)) as handle:
+        yield handle
+
+
+@pytest.fixture(scope="module")
+def strict(fakes: tuple[FakeHandle, FakeHandle]) -> Iterator[GatewayHandle]:
+    """A gateway that takes 64 KiB of body, and wants a key."""
+    server = {"port": 0, "body_limit_bytes": 65_536}
     keys = {"keys": {"alice": {"sha256": KEY_SHA256}}}
     with start_gateway(config(fakes[0].url, server=server, auth=keys)) as handle:
         yield handle
@@ -178,11 +180,11 @@ def test_the_413_reaches_a_client_that_sends_on(gateway: GatewayHandle, is_chunk
         assert peer.ending() == "closed"
 
 
-def test_the_limit_itself_is_allowed(hasty: GatewayHandle) -> None:
+def test_the_limit_itself_is_allowed(strict: GatewayHandle) -> None:
     body = OK[:-1] + b" " * (65_536 - len(OK)) + b"}"
     headers = f"authorization: Bearer {KEY}\r\n"
-    assert ask(hasty, post(body, headers=headers)).status == 200
-    assert ask(hasty, post(body + b" ", headers=headers)).status == 413
+    assert ask(strict, post(body, headers=headers)).status == 200
+    assert ask(strict, post(body + b" ", headers=headers)).status == 413
 
 
 # ---- forms of a request that are right ----
@@ -446,10 +448,9 @@ def test_connections_that_say_nothing_are_closed(hasty: GatewayHandle) -> None:
 
 def test_a_pipelined_request_may_take_as_long_as_the_one_before_it(hasty: GatewayHandle) -> None:
     """Whose part that is still to come we may not even be reading."""
-    key = f"authorization: Bearer {KEY}\r\n"
-    late = post(OK, headers=key)
+    late = post(OK)
     with Peer(hasty.port) as peer:
-        peer.send(chat_request({"itl_s": 0.3, "tokens": ["x"] * 8}, headers=key, stream=True) + late[:50])
+        peer.send(chat_request({"itl_s": 0.3, "tokens": ["x"] * 8}, stream=True) + late[:50])
         assert peer.answer().text == "x" * 8
         assert peer.send(late[50:]).answer().status == 200
 
@@ -458,14 +459,14 @@ def test_a_client_that_never_reads_a_plain_answer_is_cut(hasty: GatewayHandle, f
     fake.script({"token_bytes": 1000, "tokens": 20_000})
     fds = open_connections(hasty)
     with Peer(hasty.port, receive_bytes=4096) as peer:
-        peer.chat(headers=f"authorization: Bearer {KEY}\r\n")
+        peer.chat()
         fake.wait(lambda stats: stats["completed"] == 1)
-        wait_until(lambda: open_connections(hasty) == fds)
+        wait_until(lambda: open_connections(hasty) <= fds)
 
 
 def test_who_pipelines_without_reading_fills_no_memory(hasty: GatewayHandle) -> None:
     """Answers are small, but requests are smaller: no next one starts while the client does not read."""
-    wrong = post(b"{}", headers="authorization: Bearer no\r\n")
+    wrong = post(b"{}")
     before = hasty.metric("penstock_requests_total", outcome="client_error")
     with Peer(hasty.port, receive_bytes=4096) as peer:
         peer.sock.settimeout(1)
@@ -485,7 +486,7 @@ def open_connections(gateway: GatewayHandle) -> int:
     return len(list(Path(f"/proc/{gateway.process.pid}/fd").iterdir()))
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     end_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end_s, "it never came true"
@@ -667,37 +668,37 @@ def test_a_missing_or_wrong_field_is_named(
 @pytest.mark.parametrize("request_of", [lambda h: post(OK, headers=h), lambda h: get("/v1/models", headers=h),
                                         lambda h: get("/v1/models/m", headers=h)])  # fmt: skip
 def test_without_a_known_key_there_is_a_401(
-    hasty: GatewayHandle, header: str, request_of: Callable[[str], bytes]
+    strict: GatewayHandle, header: str, request_of: Callable[[str], bytes]
 ) -> None:
-    answer = ask(hasty, request_of(header))
+    answer = ask(strict, request_of(header))
     assert (answer.status, answer.error["code"]) == (401, "invalid_api_key")
     assert answer.headers["www-authenticate"] == "Bearer"
     assert answer.headers["x-request-id"]
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
-def test_a_known_key_is_let_in_whatever_the_case_of_the_scheme(hasty: GatewayHandle, scheme: str) -> None:
+def test_a_known_key_is_let_in_whatever_the_case_of_the_scheme(strict: GatewayHandle, scheme: str) -> None:
     header = f"authorization: {scheme} {KEY}\r\n"
-    assert ask(hasty, post(OK, headers=header)).status == 200
-    assert ask(hasty, get("/v1/models", headers=header)).status == 200
+    assert ask(strict, post(OK, headers=header)).status == 200
+    assert ask(strict, get("/v1/models", headers=header)).status == 200
 
 
-def test_health_and_metrics_are_open(hasty: GatewayHandle) -> None:
+def test_health_and_metrics_are_open(strict: GatewayHandle) -> None:
     for path in ("/health", "/ready", "/metrics"):
-        assert ask(hasty, get(path)).status == 200
+        assert ask(strict, get(path)).status == 200
 
 
-def test_the_access_log_names_the_key_and_tells_no_secret(hasty: GatewayHandle) -> None:
+def test_the_access_log_names_the_key_and_tells_no_secret(strict: GatewayHandle) -> None:
     secret = "my-secret-prompt"
     body = json.dumps(chat_body() | {"user": secret, "messages": [{"role": "user", "content": secret}]}).encode()
     headers = f"authorization: Bearer {KEY}\r\nx-private: {secret}\r\nx-request-id: who-was-it\r\n"
-    answer = ask(hasty, post(body, headers=headers))
+    answer = ask(strict, post(body, headers=headers))
     assert answer.headers["x-request-id"] == "who-was-it"
-    wait_until(lambda: any(line["request_id"] == "who-was-it" for line in hasty.access_lines()))
-    line = next(line for line in hasty.access_lines() if line["request_id"] == "who-was-it")
+    wait_until(lambda: any(line["request_id"] == "who-was-it" for line in strict.access_lines()))
+    line = next(line for line in strict.access_lines() if line["request_id"] == "who-was-it")
     assert line["key"] == "alice"
-    assert KEY not in hasty.log()
-    assert secret not in hasty.log()
+    assert KEY not in strict.log()
+    assert secret not in strict.log()
 
 
 @pytest.mark.parametrize("given", ["x" * 129, "a b", "<script>", "é", "a\tb"])

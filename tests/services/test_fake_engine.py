@@ -313,7 +313,7 @@ def test_it_stops_at_once_and_cleanly_in_the_middle_of_a_stream() -> None:
     ],
 )
 def test_wrong_flags_are_refused_with_a_reason(args: list[str], words: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "fake_engine", *args], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-m", "fake_engine", *args], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert words in done.stderr
 
@@ -336,7 +336,7 @@ def test_the_profile_for_penstock_up_starts_it() -> None:
             assert httpx.get(url + profile["ready"]["path"]).status_code == 200
             assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == "org/model"
             process.send_signal(signal.Signals[profile["stop"]["signal"]])
-            assert process.wait(10) == 0
+            assert process.wait(60) == 0
         finally:
             process.kill()
 

@@ -48,7 +48,7 @@ def test_the_grpc_door_is_open_when_it_is_asked_for(tmp_path: Path, port: int) -
         stack.wait_for("ready at")
         assert f"gRPC    127.0.0.1:{rpc_port}" in stack.output
         with grpc.insecure_channel(f"127.0.0.1:{rpc_port}") as channel:
-            answer = HealthStub(channel).Check(HealthCheckRequest(service="fake"), timeout=20)
+            answer = HealthStub(channel).Check(HealthCheckRequest(service="fake"), timeout=60)
         assert answer.status == HealthCheckResponse.SERVING
 
 
@@ -250,7 +250,7 @@ def test_the_gateway_drains_a_stream_before_its_engine_is_stopped(tmp_path: Path
             json.dumps(body).encode(),
             {"content-type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             answer.readline()
             stack.signal(signal.SIGTERM)
             rest = answer.read().decode()
