@@ -11,6 +11,8 @@ from compressor.errors import BadCalibrationError
 # Inputs a tile of the product: only tiles on and above the diagonal are computed.
 _TILE = 512
 _RETRIES = 3
+# Output rows that an error is measured on: all of a wide layer's would cost as much as solving it.
+_ROWS = 512
 
 
 class Hessian:
@@ -65,15 +67,24 @@ def inverse_factor(h_II: Tensor, damp: float) -> tuple[Tensor, Tensor, float]:
     live_I = torch.where(dead_I, 1.0, diagonal_I)
     for attempt in range(_RETRIES + 1):
         used = damp * 10**attempt
-        damped_II = h_II.clone()
-        damped_II.diagonal().copy_(live_I + used * live_I.mean())
         for dtype in dict.fromkeys((h_II.dtype, torch.float64)):
-            flipped_II, info = torch.linalg.cholesky_ex(damped_II.to(dtype).flip(0, 1))
-            if int(info) == 0 and bool(flipped_II.isfinite().all()):
-                return _inverse_upper(flipped_II.flip(0, 1)).to(h_II.dtype), dead_I, used
+            flipped_II = h_II.to(dtype).flip(0, 1)
+            flipped_II.diagonal().copy_((live_I + used * live_I.mean()).flip(0))
+            factor_II, info = torch.linalg.cholesky_ex(flipped_II)
+            if int(info) == 0 and bool(factor_II.diagonal().isfinite().all()):
+                return _inverse_upper(factor_II.flip(0, 1)).to(h_II.dtype), dead_I, used
     raise BadCalibrationError(
         "the inputs of a linear have no finite second moments: does the model give NaN on the calibration data?"
     )
+
+
+def output_error(before_OI: Tensor, after_OI: Tensor, h_II: Tensor) -> float:
+    """‖X(W−Ŵ)ᵀ‖² / ‖XWᵀ‖² through the second moments, on 512 evenly spaced output rows at most."""
+    every = -(-len(before_OI) // _ROWS)
+    kept_OI = before_OI[::every]
+    lost_OI = kept_OI - after_OI[::every]
+    lost, kept = (float(((part @ h_II) * part).sum(dtype=torch.float64)) for part in (lost_OI, kept_OI))
+    return lost / kept if kept else 0.0
 
 
 def _inverse_upper(r_II: Tensor) -> Tensor:
