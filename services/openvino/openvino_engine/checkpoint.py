@@ -54,12 +54,12 @@ def _recognise(path: Path, cache_dir: Path) -> Checkpoint:
         return _from_hugging_face(path, cache_dir)
     raise ConversionError(
         f"{path} is not a model: give a .gguf file, an OpenVINO IR folder (openvino_model.xml) "
-        "or a Hugging Face folder (config.json, *.safetensors, tokenizer.json)"
+        "or a Hugging Face folder (config.json, tokenizer.json, *.safetensors or one .gguf)"
     )
 
 
 def _from_hugging_face(folder: Path, cache_dir: Path) -> Checkpoint:
-    gguf_path = convert_cached(folder, cache_dir)
+    gguf_path = _stored_gguf(folder) or convert_cached(folder, cache_dir)
     config = read_json(folder / "config.json")
     tokenizer = _read_tokenizer(folder / "tokenizer.json")
     reader = gguf.GGUFReader(gguf_path)
@@ -74,6 +74,12 @@ def _from_hugging_face(folder: Path, cache_dir: Path) -> Checkpoint:
         manifest=_manifest(folder),
         **_folder_parts(folder, tokenizer, gguf_path),
     )
+
+
+def _stored_gguf(folder: Path) -> Path | None:
+    """The one GGUF file of a folder whose weights are nowhere else: what `penstock compress` exports."""
+    found = sorted(folder.glob("*.gguf"))
+    return found[0] if len(found) == 1 and not any(folder.glob("*.safetensors")) else None
 
 
 def _from_ir(folder: Path) -> Checkpoint:
