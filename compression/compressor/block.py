@@ -115,7 +115,8 @@ class Block:
     def _set(self, name: str, weight_OI: Tensor) -> None:
         parameter = self.linear(name).weight
         assert weight_OI.shape == parameter.shape, (name, weight_OI.shape, parameter.shape)
-        parameter.data.copy_(weight_OI)
+        # A tensor of its own: what `weight` gave before stays what it was, for who compares.
+        parameter.data = weight_OI.to(parameter.device, parameter.dtype, copy=True)
 
     def _is_ignored(self, name: str) -> bool:
         return name in self.ignore or f"{self.name}.{name}" in self.ignore
