@@ -33,7 +33,7 @@ exit codes: 0 made, 1 a fault, 2 a wrong command line or recipe, 3 made and lost
 """
 COMMANDS = {
     "compare": ("compressor.report", "main_compare"),
-    "measure": ("compressor.quality", "main_measure"),
+    "measure": ("compressor.quality.command", "main_measure"),
 }
 DTYPES = ("float32", "bfloat16")
 STOPPED = 130

@@ -146,7 +146,10 @@ def compress(job: Job, screen: Screen) -> dict[str, Any]:
         else:
             from compressor.methods import library
 
-            folder = library.run(made.source, job.recipe, made.methods, partial / "library", screen, job.device)
+            folder = library.run(
+                made.source, job.recipe, made.methods, _rows(made, screen), partial / "library", screen
+            )
+            _recall(made, folder)
         final = _lay_out(made, folder, partial / "final", screen)
         quality = _measure(made, final, screen) if job.with_quality else None
         verdict = judge(job.recipe.gate, quality)
