@@ -22,6 +22,7 @@ from compressor.checkpoint.disk import need_room, refuse_full_disk
 from compressor.checkpoint.source import Entry, Source
 from compressor.errors import BadCheckpointError, BadRecipeError
 from compressor.export.gguf_names import Shape, gguf_name, shape_of, write_shape
+from compressor.export.gguf_source import rotary_order
 from compressor.export.gguf_vocabulary import write_vocabulary
 from compressor.screen import Screen
 
@@ -155,9 +156,9 @@ def _stored(w: torch.Tensor, piece: Piece, shape: Shape) -> npt.NDArray[Any]:
     if piece.stored == _TYPES.F32:
         return np.ascontiguousarray(values)
     if shape.architecture == "llama" and ".attn_q." in piece.target:
-        values = interleaved(values, shape.heads)
+        values = values[rotary_order(values.shape[0], shape.heads)]
     elif shape.architecture == "llama" and ".attn_k." in piece.target:
-        values = interleaved(values, shape.kv_heads)
+        values = values[rotary_order(values.shape[0], shape.kv_heads)]
     if np.abs(values).max(initial=0.0) > np.finfo(np.float16).max:
         raise BadCheckpointError(
             f"tensor {piece.name} has values beyond float16, which GGUF's {piece.stored.name} holds"
@@ -165,14 +166,6 @@ def _stored(w: torch.Tensor, piece: Piece, shape: Shape) -> npt.NDArray[Any]:
     if piece.stored == _TYPES.F16:
         return np.ascontiguousarray(values, dtype=np.float16)
     return gguf.quantize(np.ascontiguousarray(values), piece.stored)  # type: ignore[no-any-return]
-
-
-def interleaved(w_OI: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
-    """Llama's rows of q and k turn in pairs (0, 1), (2, 3), … in GGUF, and as (0, d/2), (1, d/2 + 1), … elsewhere."""
-    half = w_OI.shape[0] // heads // 2
-    order = np.arange(w_OI.shape[0]).reshape(heads, 2, half).transpose(0, 2, 1).ravel()
-    picked: npt.NDArray[Any] = w_OI[order]
-    return picked
 
 
 def _bits(pieces: list[Piece]) -> dict[str, float | None]:

@@ -100,6 +100,16 @@ def gguf_name(name: str, *, is_tied: bool) -> str | None:
     return f"blk.{found[1]}.{_PARTS[found[2]]}.{found[3]}"
 
 
+def plain_names(shape: Shape) -> dict[str, str]:
+    """The inverse, for all that a model of this shape may have: GGUF's name to the checkpoint's."""
+    found = {target: name for name, target in _TOP.items()}
+    for layer in range(shape.layers):
+        for part, target in _PARTS.items():
+            for kind in ("weight", "bias"):
+                found[f"blk.{layer}.{target}.{kind}"] = f"model.layers.{layer}.{part}.{kind}"
+    return found
+
+
 def write_shape(writer: gguf.GGUFWriter, shape: Shape) -> None:
     """The keys `ARCHITECTURE.*` of the file."""
     writer.add_context_length(shape.context)

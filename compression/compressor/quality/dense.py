@@ -15,6 +15,7 @@ from torch import Tensor
 
 from compressor.checkpoint.source import Entry, Source
 from compressor.errors import BadCheckpointError
+from compressor.export.gguf_source import GGUFSource, gguf_of
 from compressor.formats.lookup import format_of
 
 _PLAIN = ("weight", "bias")
@@ -28,7 +29,7 @@ class DenseSource(Source):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.stored = Source(folder)
+        self.stored = Source(folder) if gguf_of(folder) is None else GGUFSource(folder)
         self.format = format_of(self.config)
         self.quantization: Mapping[str, Any] = self.config.get("quantization_config") or {}
         if self.quantization and self.format is None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from compressor.calibration import load_tokenizer
 from compressor.checkpoint.manifest import base_model_of, parameters_of, sha256
+from compressor.export.gguf_source import gguf_of
 from compressor.quality import multiple_choice, tasks, tokens
 from compressor.quality.dense import DenseSource
 from compressor.quality.divergence import Divergence, Surprise
@@ -42,7 +43,7 @@ class Settings:
 
     text: Path | None = None
     ctx: int | None = None
-    per_family: int = 25
+    per_family: int = 20
     kl_windows: int = 64
     seed: int = 0
     ceval: Path | None = None
@@ -76,16 +77,14 @@ def measure(
     settings: Settings | None = None,
     cache: Path | None = None,
 ) -> dict[str, Any] | None:
-    """JSON values; None, with a warning, for a container that only its engine can read (GGUF, OpenVINO).
+    """JSON values; None, with a warning, for a container that only its engine can read (OpenVINO).
 
     `cache`: a folder where the parent's own figures are kept between runs, by the hash of its weights and the protocol.
     Raises CompressorError.
     """
     settings, device = settings or Settings(), device or torch.device("cpu")
-    if not any(folder.glob("*.safetensors")):
-        screen.warn(
-            f"{folder.name} holds no safetensors: its quality is not measured here, ask the engine that serves it"
-        )
+    if not any(folder.glob("*.safetensors")) and gguf_of(folder) is None:
+        screen.warn(f"{folder.name} holds neither safetensors nor GGUF: what it lost is not measured here")
         return None
     screen.say("measuring what was lost" if parent else f"measuring {folder.name}")
     is_streamed = _is_too_large(folder, parent, device, settings)
@@ -128,6 +127,7 @@ def _against(
 ) -> dict[str, Any]:
     """One pass of the child over all windows; the parent's beside it, as far as its own figures are not known."""
     original = _open(parent, child.device, child.screen, is_streamed=child.model is None)
+    kept = Kept(cache, parent, {"text": protocol.as_json(), "tasks": _tasks_protocol(settings)})
     first_WT = ids_WT[: settings.kl_windows]
     divergence = Divergence()
     for (ids_BT, seen_BTV), (_, wanted_BTV) in zip(child.logits(first_WT), original.logits(first_WT), strict=True):
@@ -143,7 +143,6 @@ def _against(
         "text_sha256": protocol.text_sha256,
     }
     rest_WT = ids_WT[settings.kl_windows :]
-    kept = Kept(cache, parent, {"text": protocol.as_json(), "tasks": _tasks_protocol(settings)})
     own = kept.read()
     if own is None:
         own = _prose(original, rest_WT, protocol) | _tasks(original, parent, settings)
