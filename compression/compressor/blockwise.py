@@ -101,6 +101,8 @@ class BlockPass:
             is_encoded = linear in facts["encoded"]
             value = self._layout.read(stored, linear).dense() if is_encoded else stored.read(full)
             parameter.data.copy_(value)
+        for name, (a_RI, b_OR) in self._factors(index).items():
+            block.adapt(name.removeprefix(f"{block.name}."), a_RI, b_OR)
         return [replace(batch, hidden_BTD=block.forward(batch)) for batch in batches]
 
     def _block(self, index: int, batches: list[Batch]) -> Block:
@@ -147,6 +149,14 @@ class BlockPass:
             else:
                 tensors |= self._layout.tensors(full.removesuffix(".weight"), weight, self._dtype)
         return tensors
+
+    def _factors(self, index: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """What an earlier run put beside the linears of a block, by full name."""
+        if not self._adapters.has(f"{index:05}"):
+            return {}
+        stored = Pieces(self._adapters.folder, f"{index:05}")
+        linears = [name.removesuffix(".lora_A.weight") for name in stored.entries if name.endswith(".lora_A.weight")]
+        return {name: (stored.read(f"{name}.lora_A.weight"), stored.read(f"{name}.lora_B.weight")) for name in linears}
 
     def _facts(self, index: int) -> Any:
         return self._sink.folder / f"facts-{index:05}.json"

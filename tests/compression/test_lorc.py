@@ -14,11 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from compressor.block import Block
+from compressor.blockwise import BlockPass
 from compressor.checkpoint import adapter
 from compressor.checkpoint.sink import Sink
 from compressor.checkpoint.source import Source
 from compressor.errors import BadCheckpointError
 from compressor.families import family_of
+from compressor.formats.lookup import format_named
 from compressor.methods.lorc import LoRC, beside
 from compressor.methods.low_rank import decompose
 from compressor.methods.registry import build
@@ -26,6 +28,7 @@ from compressor.numbers.grids import IntegerGrid
 from compressor.numbers.integer import encode
 from compressor.passes import Rows
 from compressor.recipe import Step
+from compressor.screen import Screen
 from compressor.skeleton import Skeleton
 from starter import STARTER
 
@@ -197,6 +200,37 @@ def test_scales_of_the_layout_reach_the_base() -> None:
 def test_a_base_that_cannot_be_one_is_refused(base: dict[str, Any], told: str) -> None:
     with pytest.raises(ValidationError, match=told):
         LoRC.Params(base=base)
+
+
+def test_a_run_that_is_taken_up_goes_on_behind_the_factors(tmp_path: Path) -> None:
+    """The second block must see what the first computes with its factors, also when the first comes from the disk."""
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    run_blocks(whole)
+    with pytest.raises(KeyboardInterrupt):
+        run_blocks(halves, stop_after=2)
+    run_blocks(halves)
+    for name in ("piece-00003", "piece-00004", "adapter-pieces/piece-00002", "adapter-pieces/piece-00003"):
+        found, expected = (load_file(folder / f"{name}.safetensors") for folder in (halves, whole))
+        assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
+
+
+def run_blocks(folder: Path, stop_after: int | None = None) -> None:
+    source = Source(STARTER)
+    skeleton = Skeleton(source, family_of(source.config), torch.device("cpu"))
+    ids = torch.randint(4, 2000, (2, 32), generator=torch.Generator().manual_seed(1))
+    method = LoRC(LoRC.Params(base=GPTQ3, rank=32))
+    work, done = method.apply, iter(range(100 if stop_after is None else stop_after))
+
+    def interrupted(block: Block) -> None:
+        if next(done, None) is None:
+            raise KeyboardInterrupt
+        work(block)
+
+    method.apply = interrupted  # type: ignore[method-assign]
+    assert method.scheme is not None
+    layout = format_named("compressed-tensors", method.scheme)
+    runs = BlockPass(skeleton, [method], layout, Sink(folder), Screen(is_quiet=True))
+    runs.run(skeleton.embed([Rows(ids, torch.ones_like(ids, dtype=torch.bool))]))
 
 
 # ---------------------------------------------------------------- the adapter's folder

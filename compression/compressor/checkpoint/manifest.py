@@ -30,7 +30,8 @@ class Work:
 
     `recipe`: whole, resolved. `method`: names joined by "+". `scheme`: "W4A16", or the dtype where weights stay dense.
     `layers`: by full name of the linear, JSON facts; these keys are counted: `weights` (how many), `zeros` (of them,
-    in the dense view), `size_bits` (codes, scales and all; only where the weight is encoded).
+    in the dense view), `size_bits` (codes, scales and all; only where the weight is encoded), `adapter_bits` (factors
+    beside it).
     `seconds`: wall time of the whole run; `peak_bytes`: highest resident memory. `tools`: packages beyond TOOLS.
     """
 
@@ -123,6 +124,7 @@ def _linears(layers: Mapping[str, Mapping[str, Any]], dense: Mapping[str, Stored
     for name, facts in layers.items():
         tensor = dense.get(f"{name}.weight")
         bits += facts.get("size_bits", _bits(tensor) if tensor is not None else 16 * facts.get("weights", 0))
+        bits += facts.get("adapter_bits", 0)
     return (
         sum(facts.get("weights", 0) for facts in layers.values()),
         bits,
