@@ -89,6 +89,20 @@ def refuse(name: str, scheme: Scheme, why: str, instead: str) -> BadRecipeError:
     return BadRecipeError(f"format {name} cannot hold scheme {scheme.name}, because {why}: use {instead}")
 
 
+def need_whole_groups(name: str, inputs: int, group_size: int | None) -> None:
+    """Raises BadRecipeError: readers take no last group that is smaller."""
+    if group_size is not None and inputs % group_size:
+        raise BadRecipeError(
+            f"{name} has {inputs} inputs, which groups of {group_size} do not divide: choose a group_size that does, "
+            "or leave the layer out with `ignore`"
+        )
+
+
+def is_full_name(name: str) -> bool:
+    """Whether a linear is named as in the checkpoint, with its block's number, and not as in a block."""
+    return any(part.isdigit() for part in name.split("."))
+
+
 def as_patterns(ignore: Collection[str]) -> list[str]:
     """Names of linears left alone: full ones and `lm_head` as they are, those within a block as a suffix "re:.*…".
     Heads are never encoded, so `lm_head` is always among them."""

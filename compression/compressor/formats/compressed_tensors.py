@@ -20,10 +20,9 @@ from torch import Tensor
 from compressor.checkpoint.source import Source
 from compressor.errors import BadCheckpointError, BadRecipeError
 from compressor.formats import vocabulary
-from compressor.formats.base import Plain, as_patterns, refuse
-from compressor.formats.packing import pack_bits, pack_nibbles, unpack_bits, unpack_nibbles
+from compressor.formats.base import Plain, as_patterns, need_whole_groups, refuse
+from compressor.formats.packing import pack_bits, pack_fp4, unpack_bits, unpack_fp4
 from compressor.numbers.encoded import Encoded, FloatWeight, IntegerWeight
-from compressor.numbers.floats import from_codes, to_codes
 from compressor.numbers.grids import FloatGrid, Grid, IntegerGrid, ScaleKind
 from compressor.numbers.schemes import Scheme
 
@@ -125,7 +124,7 @@ class CompressedTensors(Plain):
                 f"{name}: groups of scattered inputs (act-order) are not in compressed-tensors: choose static order, "
                 "or `export: {format: gptq}`, which vLLM no longer serves"
             )
-        _need_whole_groups(name, weight.codes_OI.shape[1], weight.grid.group_size)
+        need_whole_groups(name, weight.codes_OI.shape[1], weight.grid.group_size)
         bits, lowest = weight.grid.bits, weight.grid.range[0]
         local = {"weight_scale": weight.scale_OG.to(_stored_dtype(weight.grid))}
         if not self._is_packed:
@@ -155,8 +154,8 @@ def _floats(name: str, weight: FloatWeight) -> dict[str, Tensor]:
     if grid.element == "e4m3":
         scale = weight.scale.reshape(1) if grid.block == (None, None) else weight.scale
         return {"weight": weight.values_OI.to(torch.float8_e4m3fn), "weight_scale": scale.to(_stored_dtype(grid))}
-    _need_whole_groups(name, weight.values_OI.shape[1], grid.block[1])
-    packed = pack_nibbles(to_codes(weight.values_OI, grid.element))
+    need_whole_groups(name, weight.values_OI.shape[1], grid.block[1])
+    packed = pack_fp4(weight.values_OI)
     if weight.global_scale is None:
         exponents = (weight.scale.log2().round() + _BIAS_E8M0).to(torch.uint8)
         return {"weight_packed": packed, "weight_scale": exponents}
@@ -175,7 +174,7 @@ def _read_floats(source: Source, name: str, grid: FloatGrid) -> FloatWeight:
         scale = stored.float().reshape(-(-outs // rows), -(-ins // columns))
         grid = replace(grid, scale=_KINDS[stored.dtype])
         return FloatWeight(grid, source.read(f"{name}.weight").float(), scale)
-    values = from_codes(unpack_nibbles(source.read(f"{name}.weight_packed")), grid.element)
+    values = unpack_fp4(source.read(f"{name}.weight_packed"))
     if not grid.has_global_scale:
         return FloatWeight(grid, values, torch.exp2(stored.float() - _BIAS_E8M0))
     inverse = source.read(f"{name}.weight_global_scale").float().reshape(())
@@ -194,11 +193,3 @@ def _layout(scheme: Scheme) -> str:
 
 def _stored_dtype(grid: Grid) -> torch.dtype:
     return next(dtype for dtype, kind in _KINDS.items() if kind == grid.scale)
-
-
-def _need_whole_groups(name: str, inputs: int, group_size: int | None) -> None:
-    if group_size is not None and inputs % group_size:
-        raise BadRecipeError(
-            f"{name} has {inputs} inputs, which groups of {group_size} do not divide: choose a group_size that does, "
-            "or leave the layer out with `ignore`"
-        )

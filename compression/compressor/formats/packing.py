@@ -8,6 +8,8 @@ import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
 from torch import Tensor
 
+from compressor.numbers.floats import from_codes, to_codes
+
 # Nibble k of an AWQ word holds column AWQ_ORDER[k] of eight.
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
@@ -38,11 +40,12 @@ def unpack_awq(words_RW: Tensor) -> Tensor:
     return permuted[..., places].flatten(1)
 
 
-def pack_nibbles(codes_OI: Tensor) -> Tensor:
-    """Four-bit patterns [O, I], I even, to bytes [O, I/2]: the first in the lower half."""
-    return (codes_OI[:, ::2] | codes_OI[:, 1::2] << 4).to(torch.uint8)
+def pack_fp4(values_OI: Tensor) -> Tensor:
+    """Values of E2M1 [O, I], I even, to bytes [O, I/2]: the first in the lower half; minus zero as zero, as others do."""
+    codes_OI = to_codes(values_OI + 0.0, "e2m1")
+    return codes_OI[:, ::2] | codes_OI[:, 1::2] << 4
 
 
-def unpack_nibbles(bytes_OB: Tensor) -> Tensor:
-    """The inverse of `pack_nibbles`, uint8."""
-    return torch.stack([bytes_OB & 0xF, bytes_OB >> 4], 2).flatten(1)
+def unpack_fp4(bytes_OB: Tensor) -> Tensor:
+    """The inverse of `pack_fp4`, float32."""
+    return from_codes(torch.stack([bytes_OB & 0xF, bytes_OB >> 4], 2).flatten(1), "e2m1")
