@@ -169,6 +169,7 @@ def compress(job: Job, screen: Screen) -> dict[str, Any]:
             served_by=made.served_by,
             facts=made.facts | ({} if job.through == "own" else {"through": job.through}),
             tools=() if job.through == "own" else ("llmcompressor",),
+            prunes=any("sparsity" in type(method).Params.model_fields for method in made.methods),
         )
         whole = publish.seal(final, manifest.build(final, made_of))
         publish.publish(final, job.out)

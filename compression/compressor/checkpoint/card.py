@@ -8,6 +8,7 @@ from typing import Any
 
 Manifest = Mapping[str, Any]
 _MOST_LAYERS = 64
+_HASH_LENGTH = 64
 
 
 def as_card(manifest: Manifest) -> str:
@@ -85,32 +86,47 @@ def _quality(manifest: Manifest) -> str:
 
 
 def quality_lines(manifest: Manifest) -> Iterator[str]:
-    """Every figure with its protocol beside it."""
+    """Every figure with its parent's and its protocol beside it."""
     quality = manifest.get("quality") or {}
+    before = quality.get("parent") or {}
     for name, value in quality.items():
-        yield from _measured(name, value)
+        if name != "parent":
+            yield from _measured(name, value, before.get(name))
     gate = manifest.get("gate")
     if isinstance(gate, dict):
-        word = "passed" if gate.get("passed") else "FAILED"
+        word = {True: "passed", False: "FAILED"}.get(gate.get("passed"), "not judged")  # type: ignore[arg-type]
         yield f"gate: {word}: {gate.get('reason') or ''}".rstrip(": ")
 
 
-def _measured(name: str, value: Any) -> Iterator[str]:
+def _measured(name: str, value: Any, before: Any) -> Iterator[str]:
     words = name.replace("_", " ")
     if isinstance(value, dict):
-        figures = {key: figure for key, figure in value.items() if _is_figure(figure)}
+        told = ", ".join(_figure(key, value[key], before) for key in value if _is_figure(value[key]))
         protocol = value.get("protocol")
-        if figures:
-            told = ", ".join(f"{key.replace('_', ' ')} {short(figure)}" for key, figure in figures.items())
+        if told:
             yield f"{words}: {told}" + (f" ({_protocol(protocol)})" if protocol else "")
     elif _is_figure(value):
         yield f"{words}: {short(value)}"
 
 
+def _figure(key: str, value: Any, before: Any) -> str:
+    was = before.get(key) if isinstance(before, dict) else None
+    name = "" if key == "value" else f"{key.replace('_', ' ')} "
+    return f"{name}{short(value)}" + (f" (parent {short(was)})" if _is_figure(was) else "")
+
+
 def _protocol(protocol: Any) -> str:
     if isinstance(protocol, dict):
-        return ", ".join(f"{key} {value}" for key, value in protocol.items())
+        return ", ".join(f"{key} {_word(value)}" for key, value in protocol.items())
     return str(protocol)
+
+
+def _word(value: Any) -> str:
+    """On one line, and no longer than a person reads: hashes are told whole in the manifest."""
+    text = str(value)
+    if len(text) == _HASH_LENGTH and set(text) <= set("0123456789abcdef"):
+        return f"{text[:12]}…"
+    return text if text.isprintable() else repr(text)
 
 
 def _is_figure(value: Any) -> bool:

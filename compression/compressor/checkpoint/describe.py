@@ -27,15 +27,20 @@ _HEADLINES = {
 
 @dataclass(frozen=True, slots=True)
 class Difference:
+    """`is_comparable`: False for figures that were measured by different protocols."""
+
     what: str
     first: Any
     second: Any
+    is_comparable: bool = True
 
     def change(self) -> str:
-        """The second against the first, in percent, where both are figures."""
+        """The second against the first, in percent, where both are figures of one protocol."""
         pair = (self.first, self.second)
         if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in pair) or not self.first:
             return ""
+        if not self.is_comparable:
+            return "other protocol"
         return f"{self.second / self.first - 1:+.1%}"
 
 
@@ -82,8 +87,10 @@ def _described(folder: Path) -> dict[str, Any]:
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Difference]:
     """What the two are always compared by, and everything of their recipes that differs."""
     rows = [Difference(key, first.get(key), second.get(key)) for key in (*_SIDE_BY_SIDE, *_COUNTED)]
-    before, after = headline(first), headline(second)
-    rows += [Difference(key, before.get(key), after.get(key)) for key in _HEADLINES]
+    before, after = figures(_measured_alike(first, second)), figures(_measured_alike(second, first))
+    for key in (key for key in _HEADLINES if key in before or key in after):
+        (was, old), (now, new) = before.get(key, (None, None)), after.get(key, (None, None))
+        rows.append(Difference(key, was, now, is_comparable=old == new))
     recipes = dict(flat(first.get("recipe") or {}, "recipe")), dict(flat(second.get("recipe") or {}, "recipe"))
     if all("steps" in (one.get("recipe") or {}) for one in (first, second)):
         keys = sorted(recipes[0].keys() | recipes[1].keys())
@@ -92,16 +99,31 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Dif
     return [row for row in rows if not row.first is row.second is None]
 
 
+def _measured_alike(manifest: Mapping[str, Any], other: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of a parent, what was measured of it together with its child: by the child's protocol."""
+    origin, together = other.get("parent") or {}, (other.get("quality") or {}).get("parent")
+    is_parent = isinstance(origin, dict) and origin.get("name") == manifest.get("name")
+    if not (is_parent and isinstance(together, dict)):
+        return manifest
+    of_child = {key: (other["quality"].get(key) or {}).get("protocol") for key in together}
+    return {**manifest, "quality": {key: {**part, "protocol": of_child[key]} for key, part in together.items()}}
+
+
 def headline(manifest: Mapping[str, Any]) -> dict[str, float]:
     """Perplexity, accuracy, divergence, agreement: those that were measured."""
+    return {name: value for name, (value, _) in figures(manifest).items()}
+
+
+def figures(manifest: Mapping[str, Any]) -> dict[str, tuple[float, Any]]:
+    """The same with the protocol that each was measured by."""
     found = {}
     for name, places in _HEADLINES.items():
-        for place in places:
-            value: Any = manifest.get("quality") or {}
-            for key in place:
-                value = value.get(key) if isinstance(value, dict) else None
-            if isinstance(value, int | float):
-                found[name] = value
+        for *path, key in places:
+            at: Any = manifest.get("quality") or {}
+            for part in path:
+                at = at.get(part) if isinstance(at, dict) else None
+            if isinstance(at, dict) and isinstance(at.get(key), int | float):
+                found[name] = (at[key], at.get("protocol"))
                 break
     return found
 

@@ -33,6 +33,7 @@ class Work:
     in the dense view), `size_bits` (codes, scales and all; only where the weight is encoded), `adapter_bits` (factors
     beside it).
     `seconds`: wall time of the whole run; `peak_bytes`: highest resident memory. `tools`: packages beyond TOOLS.
+    `prunes`: a step made zeros on purpose; those that rounding leaves in few bits are no sparsity.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Work:
     served_by: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     tools: tuple[str, ...] = ()
+    prunes: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ def build(folder: Path, work: Work) -> dict[str, Any]:
         "bits_per_linear_weight": round(counts.linear_bits / counts.linear_weights, 4)
         if counts.linear_weights
         else None,
-        "sparsity": round(counts.zeros / counts.linear_weights, 4) if counts.linear_weights else 0.0,
+        "sparsity": round(counts.zeros / counts.linear_weights, 4) if work.prunes and counts.linear_weights else 0.0,
         "parameters": counts.parameters,
         "removed_parameters": before - counts.parameters,
         "size_bytes": size_bytes_of(folder),
