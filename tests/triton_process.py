@@ -43,15 +43,26 @@ class RunningTriton:
         self.grpc_url = f"127.0.0.1:{ports[0]}"
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{ports[1]}", timeout=60)
         self._metrics_url = f"http://127.0.0.1:{ports[2]}/metrics"
+        command = [sys.executable, str(ROOT / "tests/triton_talk.py")]
+        self._talker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def close(self) -> None:
+        """Only our side."""
+        self.client.close()
+        self._talker.kill()
+        self._talker.communicate()
 
     def talk(self, *calls: Event) -> list[Event]:
         """Everything that came back, over all calls, in the order it came."""
-        asked = json.dumps({"url": self.grpc_url, "calls": calls})
-        command = [sys.executable, str(ROOT / "tests/triton_talk.py")]
-        done = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr
-        assert "Traceback" not in done.stderr, done.stderr
-        return [json.loads(line) for line in done.stdout.splitlines()]
+        assert self._talker.stdin is not None
+        assert self._talker.stdout is not None
+        self._talker.stdin.write(json.dumps({"url": self.grpc_url, "calls": calls}) + "\n")
+        self._talker.stdin.flush()
+        events = []
+        while "done" not in (said := json.loads(self._talker.stdout.readline())):
+            events.append(said)
+        assert said["done"] is None, said["done"]
+        return events
 
     def ask(self, model: str, **inputs: Any) -> list[Event]:
         """One call."""
@@ -83,7 +94,7 @@ class RunningTriton:
     def requests(self, kind: str) -> float:
         """TensorRT-LLM's gauge of requests in the engine: active, scheduled, waiting, max."""
         wanted = ("nv_trt_llm_request_metrics{", f'request_type="{kind}"')
-        lines = httpx.get(self._metrics_url, timeout=60).text.splitlines()
+        lines = self.client.get(self._metrics_url).text.splitlines()
         [line] = [line for line in lines if all(part in line for part in wanted)]
         return float(line.rpartition(" ")[2])
 
@@ -116,7 +127,7 @@ def running_triton(repository: str, folder: Path, *args: str) -> Iterator[Runnin
             _wait_until_ready(triton, log)
             yield triton
         finally:
-            triton.client.close()
+            triton.close()
             if process.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)

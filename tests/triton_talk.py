@@ -1,13 +1,15 @@
-"""The official tritonclient as a program: calls as JSON on stdin, what comes back as JSON lines, in the order it came.
+"""The official tritonclient as a program: a conversation as a line of JSON on stdin, what comes back as JSON lines on
+stdout, in the order it came, and {"done": ...} when it is over: null, or what went wrong in this program.
 
 A process of its own because tritonclient and the gateway register the same protobuf package, `inference`, and one
 process can hold only one of them.
 
-    {"url": "127.0.0.1:8001", "calls": [{"model": "ensemble", "inputs": {...}, "id": "a", "leave_after": 3,
-      "stop_after": {"model": "tensorrt_llm", "inputs": {...}}}]}
+    {"url": "127.0.0.1:8001", "calls": [{"model": "ensemble", "inputs": {...}, "id": "a", "leave_after": 3},
+      {"model": "tensorrt_llm", "inputs": {...}, "after": 0}]}
 
 All calls begin at once, each on a stream of its own. Inputs get the datatype and rank that the model's metadata says.
 `leave_after`: cancel the stream after so many responses; `after`: begin when that call has had its first response.
+"all" for either: when all calls without `after` have had theirs; who leaves tells whether its end had come already.
 Given file names instead, it prints each config.pbtxt as JSON.
 """
 
@@ -16,6 +18,8 @@ import json
 import queue
 import sys
 import threading
+import traceback
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,20 +40,28 @@ class Talk:
         self._url = url
         self._calls = calls
         self._lock = threading.Lock()
+        self._failure: str | None = None
         self._answered = [threading.Event() for _ in calls]
         self._together = threading.Barrier(sum("after" not in call for call in calls))
 
     def run(self) -> None:
-        threads = [threading.Thread(target=self._call, args=(index,)) for index in range(len(self._calls))]
+        threads = [threading.Thread(target=self._guarded, args=(index,)) for index in range(len(self._calls))]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+        say(done=self._failure)
+
+    def _guarded(self, index: int) -> None:
+        try:
+            self._call(index)
+        except Exception:  # noqa: BLE001 (told to whoever asked)
+            self._failure = traceback.format_exc()
 
     def _call(self, index: int) -> None:
         call = self._calls[index]
         if "after" in call:
-            self._answered[call["after"]].wait(PATIENCE_S)
+            self._wait(call["after"])
         with grpcclient.InferenceServerClient(self._url) as client:
             try:
                 inputs = tensors(client, call["model"], call["inputs"])
@@ -68,12 +80,18 @@ class Talk:
             left = True  # also when nothing comes: the client would wait for the server as long as it lives
             try:
                 left = self._listen(index, arrived, call.get("leave_after"))
+                if left:
+                    self._say(index, left=True, ended=any(_is_final(result) for result, _ in _drained(arrived)))
             finally:
                 client.stop_stream(cancel_requests=left)
-            if left:
-                self._say(index, left=True)
 
-    def _listen(self, index: int, arrived: "queue.Queue[tuple[Any, Any]]", leave_after: int | None) -> bool:
+    def _wait(self, for_: int | str) -> None:
+        """Until that call, or all, have had a response."""
+        first = [index for index, call in enumerate(self._calls) if "after" not in call] if for_ == "all" else [for_]
+        if not all(self._answered[int(index)].wait(PATIENCE_S) for index in first):
+            raise TimeoutError(f"not all of {first} had a response")
+
+    def _listen(self, index: int, arrived: "queue.Queue[tuple[Any, Any]]", leave_after: int | str | None) -> bool:
         """Until the final response or an error; True when it is to be left before."""
         count = 0
         while True:
@@ -82,20 +100,35 @@ class Talk:
             if error is not None:
                 self._say(index, error=error.message())
                 return False
-            response = result.get_response()
-            final = response.parameters["triton_final_response"].bool_param
+            response, final = result.get_response(), _is_final(result)
             outputs = {tensor.name: plain(result.as_numpy(tensor.name)) for tensor in response.outputs}
             self._say(index, outputs=outputs, final=final)
             count += 1
             if final:
                 return False
-            if leave_after is not None and count >= leave_after:
+            if leave_after == "all":
+                self._wait("all")
+                return True
+            if leave_after is not None and count >= int(leave_after):
                 return True
 
     def _say(self, index: int, **event: Any) -> None:
         with self._lock:
-            sys.stdout.write(json.dumps({"call": index} | event) + "\n")
-            sys.stdout.flush()
+            say(call=index, **event)
+
+
+def _is_final(result: Any) -> bool:
+    return result is None or bool(result.get_response().parameters["triton_final_response"].bool_param)
+
+
+def _drained(arrived: "queue.Queue[tuple[Any, Any]]") -> Iterator[tuple[Any, Any]]:
+    while not arrived.empty():
+        yield arrived.get()
+
+
+def say(**line: Any) -> None:
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
 
 
 def tensors(client: Any, model: str, values: dict[str, Any]) -> list[Any]:
@@ -128,5 +161,6 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         print(json.dumps([config(path) for path in sys.argv[1:]]))
     else:
-        asked = json.load(sys.stdin)
-        Talk(asked["url"], asked["calls"]).run()
+        for line in sys.stdin:
+            asked = json.loads(line)
+            Talk(asked["url"], asked["calls"]).run()
