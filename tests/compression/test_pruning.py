@@ -315,3 +315,22 @@ def test_inputs_that_do_not_divide_into_the_pattern_are_named(name: str) -> None
     params = {"block_size": 60} if name == "sparsegpt" else {}
     with pytest.raises(BadRecipeError, match=r"blocks\.0\.(one|two) has (64|32) inputs.*groups of 12"):
         _method(name, pattern="6:12", **params).apply(_block())
+
+
+@pytest.mark.parametrize("scheme", ["W4A16", "W4A16_ASYM", "W8A8"])
+def test_what_was_pruned_stays_zero_in_what_is_quantized_after(scheme: str) -> None:
+    """Zero is a code of every integer grid, and GPTQ makes up for what the zeros could not take."""
+    block = _block(loud=True)
+    recipe = [
+        Step(method="sparsegpt", params={"pattern": "2:4"}),
+        Step(method="gptq", params={"scheme": scheme, "group_size": -1 if scheme == "W8A8" else 32, "keep_zeros": True}),
+    ]
+    first, second = build(recipe, "test")
+    first.apply(block)  # type: ignore[union-attr]
+    pruned = {name: block.weight(name) == 0 for name in ("one", "two")}
+    second.apply(block)  # type: ignore[union-attr]
+    for name, mask in pruned.items():
+        assert (mask.reshape(len(mask), -1, 4).sum(2) == 2).all()
+        dense = block.encoded[name].dense()
+        assert (dense[mask] == 0).all()
+        assert float((dense == 0).float().mean()) < 0.62

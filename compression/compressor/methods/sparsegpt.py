@@ -1,10 +1,9 @@
 """SparseGPT: zeroes weights one input at a time and lets the weights after it make up for what is lost.
 
 SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot, arXiv 2301.00774, algorithm 1. The weights of
-128 inputs are chosen together, over all output rows, by w² / U_ii²; an n:m pattern chooses every m inputs from the
-weights as they are by then. U is upper triangular with UᵀU = H⁻¹ and H the second moments of the inputs, so that a
-step's error e = w_i / U_ii is made up for by W[:, i+1:] −= e ⊗ U[i, i+1:], and Σe² is the output error exactly.
-Shapes: O output rows, I inputs, B inputs of a block. The work is done on the transposed weight: a step reads rows.
+128 inputs are chosen together, over all output rows, by w² / U_ii²; an n:m pattern chooses those of every m inputs from
+the weights as they are by then. U and the walk over inputs are GPTQ's (columns.py), with 0 in the place of the nearest
+code. Shapes: O output rows, I inputs, U inputs that are chosen together.
 """
 
 from collections.abc import Sequence
@@ -16,11 +15,12 @@ from torch import Tensor
 
 from compressor.block import Block
 from compressor.families import Group
+from compressor.methods.columns import walk
 from compressor.methods.owl import OwlPruning, Survey
 from compressor.methods.sparsity import Share, count_of, lowest_jointly, lowest_of_each, need_divisible, put
 from compressor.methods.wanda import scores
 from compressor.numbers.grids import ScaleKind
-from compressor.numbers.hessian import Hessian, inverse_factor
+from compressor.numbers.hessian import Hessian, inverse_factor, output_error
 from compressor.numbers.schemes import Scheme
 
 
@@ -65,12 +65,14 @@ class SparseGPT:
 
     def _prune(self, block: Block, group: Group, hessian: Hessian, goal: Share) -> None:
         """Linears with the same inputs are stacked: one factor and one run over the inputs for all of them."""
-        u_II, dead_I, damp = inverse_factor(hessian.matrix, self._params.damp)
+        h_II = hessian.matrix
+        u_II, dead_I, damp = inverse_factor(h_II, self._params.damp)
         weights = [block.weight(name) for name in group.linears]
         heights = [len(weight) for weight in weights]
         stacked_OI = torch.cat(weights).masked_fill_(dead_I, 0)
         pruned_OI, _ = prune(stacked_OI, u_II, goal, self._params.block_size, heights)
-        for name, pruned in zip(group.linears, pruned_OI.split(heights), strict=True):
+        for name, before_OI, pruned in zip(group.linears, weights, pruned_OI.split(heights), strict=True):
+            block.note(name, error=output_error(before_OI, pruned, h_II))
             put(block, name, pruned)
         if damp != self._params.damp:
             block.note(group.linears, damp=damp)
@@ -79,37 +81,33 @@ class SparseGPT:
 def prune(
     weight_OI: Tensor, u_II: Tensor, goal: Share, block_size: int = 128, heights: Sequence[int] | None = None
 ) -> tuple[Tensor, float]:
-    """The pruned and updated weight, and the error tr((W−Ŵ) H (W−Ŵ)ᵀ) that it has.
+    """The pruned and updated weight, and the error tr((W−Ŵ) H (W−Ŵ)ᵀ) that it has with the damped H.
 
     `heights`: output rows of each linear where several are stacked; each is given its own share of zeros.
     """
     w_IO = weight_OI.T.clone(memory_format=torch.contiguous_format)
-    inputs, outputs = w_IO.shape
-    lost = 0.0
-    for start in range(0, inputs, block_size):
-        stop = min(start + block_size, inputs)
-        counts = [count_of(goal, height * stop) - count_of(goal, height * start) for height in heights or [outputs]]
-        error_BO = _prune_block(w_IO[start:stop], u_II[start:stop, start:stop], goal, counts, heights or [outputs])
-        w_IO[stop:].addmm_(u_II[start:stop, stop:].T, error_BO, alpha=-1)
-        lost += float(error_BO.square().sum(dtype=torch.float64))
+    rows = [w_IO.shape[1]] if heights is None else list(heights)
+    diagonal_I1 = u_II.diagonal()[:, None]
+    gone_IO = torch.zeros_like(w_IO, dtype=torch.bool)
+    unit = block_size if goal.of is None else goal.of[1]
+
+    def choose(i: int) -> None:
+        if i % unit == 0:
+            ahead = slice(i, i + unit)
+            score_UO = (w_IO[ahead] / diagonal_I1[ahead]).square_()
+            gone_IO[ahead] = _lowest(score_UO, goal, rows, before=i)
+        w_IO[i].masked_fill_(gone_IO[i], 0)
+
+    lost = walk(w_IO, u_II, choose, unit, block_size)
     return w_IO.T.contiguous(), lost
 
 
-def _prune_block(w_BO: Tensor, u_BB: Tensor, goal: Share, counts: Sequence[int], heights: Sequence[int]) -> Tensor:
-    """Prunes the inputs of one block in place, and returns e of each step."""
-    diagonal_B1 = u_BB.diagonal()[:, None]
-    if goal.of is None:
-        parts = (w_BO / diagonal_B1).square_().split(list(heights), 1)
-        gone_BO = torch.cat([lowest_jointly(part, count) for part, count in zip(parts, counts, strict=True)], 1)
-    else:
-        gone_BO = torch.zeros_like(w_BO, dtype=torch.bool)
-    error_BO = torch.zeros_like(w_BO)
-    for i in range(len(w_BO)):
-        if goal.of is not None and i % goal.of[1] == 0:
-            ahead = slice(i, i + goal.of[1])
-            score_OM = (w_BO[ahead] / diagonal_B1[ahead]).square_().T
-            gone_BO[ahead] = lowest_of_each(score_OM, *goal.of).T
-        error_BO[i] = w_BO[i].where(gone_BO[i], 0) / diagonal_B1[i]
-        w_BO[i + 1 :].addr_(u_BB[i, i + 1 :], error_BO[i], alpha=-1)
-        w_BO[i].masked_fill_(gone_BO[i], 0)
-    return error_BO
+def _lowest(score_UO: Tensor, goal: Share, rows: Sequence[int], before: int) -> Tensor:
+    """Mask of the inputs U that are chosen together. `before`: inputs that were chosen already, so that the count of
+    zeros is right over all of them whatever the rounding in each."""
+    if goal.of is not None:
+        return lowest_of_each(score_UO.T, *goal.of).T
+    after = before + len(score_UO)
+    counts = [count_of(goal, height * after) - count_of(goal, height * before) for height in rows]
+    parts = score_UO.split(list(rows), 1)
+    return torch.cat([lowest_jointly(part, count) for part, count in zip(parts, counts, strict=True)], 1)
