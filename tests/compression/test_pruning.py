@@ -321,10 +321,8 @@ def test_inputs_that_do_not_divide_into_the_pattern_are_named(name: str) -> None
 def test_what_was_pruned_stays_zero_in_what_is_quantized_after(scheme: str) -> None:
     """Zero is a code of every integer grid, and GPTQ makes up for what the zeros could not take."""
     block = _block(loud=True)
-    recipe = [
-        Step(method="sparsegpt", params={"pattern": "2:4"}),
-        Step(method="gptq", params={"scheme": scheme, "group_size": -1 if scheme == "W8A8" else 32, "keep_zeros": True}),
-    ]
+    codes = {"scheme": scheme, "group_size": -1 if scheme == "W8A8" else 32, "keep_zeros": True}
+    recipe = [Step(method="sparsegpt", params={"pattern": "2:4"}), Step(method="gptq", params=codes)]
     first, second = build(recipe, "test")
     first.apply(block)  # type: ignore[union-attr]
     pruned = {name: block.weight(name) == 0 for name in ("one", "two")}
