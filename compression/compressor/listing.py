@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined
 
+from compressor.export import exporter_named
 from compressor.methods import registry
 from compressor.methods.base import Method
 from compressor.recipe import Recipe, load, shipped
@@ -55,7 +56,8 @@ def outcome(recipe: Recipe, methods: Sequence[Method]) -> tuple[str, str, str | 
     layout = recipe.export.format
     if not schemes and layout not in CONTAINERS:
         return "BF16", PLAIN, structure
-    return (schemes[-1] if schemes else str(recipe.export.type)), layout, structure
+    exporter = exporter_named(layout)
+    return (exporter.scheme(recipe.export.type) if exporter else schemes[-1]), layout, structure
 
 
 def method_lines() -> list[MethodLine]:

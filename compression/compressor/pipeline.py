@@ -27,6 +27,7 @@ from compressor.checkpoint.disk import need_room
 from compressor.checkpoint.sink import Sink, write_json
 from compressor.checkpoint.source import Source
 from compressor.errors import BadCheckpointError, BadRecipeError, CannotServeError
+from compressor.export import exporter_named
 from compressor.families import family_of
 from compressor.formats.lookup import format_named
 from compressor.gate import judge
@@ -118,7 +119,10 @@ def plan(job: Job) -> Plan:
     methods = registry.build(recipe.steps, recipe.name)
     structure = next((found for method in methods if (found := getattr(method, "structure", None))), None)
     schemes = _schemes(methods)
-    scheme = schemes[-1].name if schemes else _plain_scheme(source, recipe)
+    scheme = schemes[-1].name if schemes else _plain_scheme(source)
+    if (exporter := exporter_named(recipe.export.format)) is not None:
+        exporter.check(source.config, recipe.export.type)
+        scheme = exporter.scheme(recipe.export.type)
     made = Plan(job, source, methods, scheme, structure, served_by={})
     stored = recipe.export.format if recipe.export.format in CONTAINERS else made.layout
     architecture = next(iter(source.config.get("architectures") or ()), None)
@@ -196,9 +200,7 @@ def _schemes(methods: Sequence[Method]) -> list[Scheme]:
     return sorted(found, key=lambda scheme: scheme.weights is not None)
 
 
-def _plain_scheme(source: Source, recipe: Recipe) -> str:
-    if recipe.export.format in CONTAINERS and recipe.export.type is not None:
-        return recipe.export.type
+def _plain_scheme(source: Source) -> str:
     return {torch.bfloat16: "BF16", torch.float16: "FP16"}.get(source.dtype, "FP32")
 
 
@@ -309,11 +311,8 @@ def _lay_out(made: Plan, folder: Path, final: Path, screen: Screen) -> Path:
         leftover.unlink(missing_ok=True)
     shutil.rmtree(final, ignore_errors=True)
     export = made.job.recipe.export
-    if export.format in CONTAINERS:
-        from compressor.export import exporter_named
-
-        facts = exporter_named(export.format).run(folder, final, export.type, screen)
-        made.facts |= facts
+    if (exporter := exporter_named(export.format)) is not None:
+        made.facts |= exporter.run(folder, final, export.type, screen)
     else:
         folder.rename(final)
     return final

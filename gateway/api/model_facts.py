@@ -27,7 +27,7 @@ def facts_of(manifest: Any, *, is_whole: bool) -> dict[str, Any]:
 
 def _figure(measured: Any) -> float | None:
     """Of one measurement its value alone, where it is told apart from its protocol."""
-    value = _object(measured).get("value")
+    value = _object(measured).get("value", _object(measured).get("mean"))
     return value if isinstance(value, int | float) else None
 
 

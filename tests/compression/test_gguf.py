@@ -120,7 +120,7 @@ def test_bits_are_counted_with_scales_and_without_the_tokenizer(written: dict[st
     counted = sum(int(tensor.n_bytes) for tensor in tensors) * 8 / sum(int(tensor.n_elements) for tensor in tensors)
     assert facts["bits_per_weight"] == pytest.approx(counted, abs=1e-3)
     assert facts["bits_per_linear_weight"] == BITS[kind]
-    assert facts["scheme"] == f"GGUF_{kind}"
+    assert GGUF().scheme(kind) == f"GGUF_{kind}"
 
 
 def test_the_errors_are_ordered_as_the_bits_are(written: dict[str, Any]) -> None:

@@ -156,8 +156,8 @@ MANIFEST = {
     "layers": {"model.layers.0.mlp.up_proj": {"error": 0.1}},
     "quality": {
         "perplexity": {"value": 17.9, "dataset": "prose"},
+        "accuracy": {"mean": 0.7, "families": {"add": 0.9}},
         "mean_accuracy": 0.73,
-        "families": {"add": {"n": 1}},
     },
     "gate": {"metric": "perplexity", "passed": True, "trail": []},
     "files": {"config.json": {"sha256": "1"}},
@@ -183,8 +183,9 @@ def test_models_of_every_engine_show_how_their_checkpoint_was_made(tmp_path: Pat
         assert (facts["recipe"], facts["scheme"], facts["bits_per_weight"]) == ("gptq-w4a16", "W4A16", 5.1)
         assert (facts["sparsity"], facts["size_bytes"]) == (0.0, 2_280_000)
         assert not {"layers", "files"} & facts.keys()
-    assert short["quality"] == {"perplexity": 17.9, "mean_accuracy": 0.73}
-    assert long["quality"] == {"perplexity": {"value": 17.9, "dataset": "prose"}, "mean_accuracy": 0.73}
+    assert short["quality"] == {"perplexity": 17.9, "accuracy": 0.7, "mean_accuracy": 0.73}
+    assert long["quality"]["perplexity"] == {"value": 17.9, "dataset": "prose"}
+    assert long["quality"]["accuracy"] == {"mean": 0.7}
     assert (long["parent"]["name"], long["gate"]) == ("starter", {"metric": "perplexity", "passed": True})
 
 

@@ -106,7 +106,7 @@ class GGUF:
             for name in BESIDE:
                 if (folder / name).is_file():
                     shutil.copyfile(folder / name, destination / name)
-        return {"scheme": self.scheme(kind)} | _bits(pieces)
+        return _bits(pieces)
 
 
 def _kind(kind: str | None) -> Kind:
@@ -168,7 +168,7 @@ def _stored(w: torch.Tensor, piece: Piece, shape: Shape) -> npt.NDArray[Any]:
     return gguf.quantize(np.ascontiguousarray(values), piece.stored)  # type: ignore[no-any-return]
 
 
-def _bits(pieces: list[Piece]) -> dict[str, float | None]:
+def _bits(pieces: list[Piece]) -> dict[str, Any]:
     """True bits, scales included; the tokenizer in the file is not counted."""
 
     def average(chosen: list[Piece]) -> float | None:
