@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--rows",
         type=int,
-        default=25,
+        default=20,
         metavar="N",
         help="tasks of each family of the starter's, 0 for none (%(default)s)",
     )
