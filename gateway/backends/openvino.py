@@ -17,7 +17,7 @@ _EXTENSIONS = {
     "include_stop_str_in_output", "structured_outputs", "skip_special_tokens", "add_special_tokens",
 }  # fmt: skip
 # Measured, with what each loses: docs/compression-served.md.
-_SCHEMES = dict.fromkeys(("DENSE", "GGUF_F16", "GGUF_Q8_0", "GGUF_Q4_0", "IR_INT8", "IR_INT4"), "CPU")
+_SCHEMES = dict.fromkeys(("DENSE", "GGUF_F16", "GGUF_Q8_0", "GGUF_Q4_0", "GGUF_Q4_1", "IR_INT8", "IR_INT4"), "CPU")
 _NOT_YET = {"logit_bias", "suffix", "best_of", "reasoning_effort"}
 
 
