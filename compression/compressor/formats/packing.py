@@ -41,7 +41,7 @@ def unpack_awq(words_RW: Tensor) -> Tensor:
 
 
 def pack_fp4(values_OI: Tensor) -> Tensor:
-    """Values of E2M1 [O, I], I even, to bytes [O, I/2]: the first in the lower half; minus zero as zero, as others do."""
+    """Values of E2M1 [O, I], I even, to bytes [O, I/2]: the first in the lower half; minus zero becomes zero."""
     codes_OI = to_codes(values_OI + 0.0, "e2m1")
     return codes_OI[:, ::2] | codes_OI[:, 1::2] << 4
 
