@@ -66,9 +66,10 @@ TRITON = EngineUnderTest(
     metrics_flag="--metrics-port",
 )
 EMBEDDED = EngineUnderTest("openvino", "openvino", "penstock_engine_num_requests_running")
+VLLM = EngineUnderTest("vllm", "vllm", "vllm:num_requests_running", installs="vllm")
 ENGINES = [
     EMBEDDED,
-    EngineUnderTest("vllm", "vllm", "vllm:num_requests_running", installs="vllm"),
+    VLLM,
     TRITON,
     replace(TRITON, profile="triton/bls", lacks=frozenset({"logprobs"})),
     replace(

@@ -165,27 +165,29 @@ def test_a_long_prompt_is_computed_in_pieces_and_its_prefix_only_once(served: Se
 
 @pytest.mark.parametrize("served", [EMBEDDED, POWERS], indirect=True)
 def test_eight_streams_go_on_together(served: Served) -> None:
-    started, ended, most = [], threading.Event(), 0.0
+    ended, most = threading.Event(), 0.0
     everybody = threading.Barrier(9, timeout=120)
 
     def stream(number: int) -> int:
-        chunks = served.ask(f"Count up from {number}", stream=True, max_tokens=400, extra_body={"ignore_eos": True})
-        contents = (c for c in chunks if c.choices and c.choices[0].delta.content)
-        next(contents)
-        started.append(number)
+        chunks = served.ask(
+            f"Count up from {number}", stream=True, max_tokens=400,
+            stream_options={"include_usage": True}, extra_body={"ignore_eos": True},
+        )  # fmt: skip
+        next(c for c in chunks if c.choices and c.choices[0].delta.content)
         assert not ended.is_set(), "one ended before another began"
         everybody.wait()
-        count = sum(1 for _ in contents)
+        *_, last = chunks
         ended.set()
-        return count
+        return int(last.usage.completion_tokens)
 
     with ThreadPoolExecutor(8) as pool:
         streams = [pool.submit(stream, number) for number in range(8)]
         while everybody.n_waiting < 8:
             most = max(most, running_requests(served.engine, served.stack))
             assert not any(one.done() for one in streams), [one.exception() for one in streams if one.done()]
+        most = max(most, running_requests(served.engine, served.stack))
         everybody.wait()
-        assert all(one.result() > 50 for one in streams)
+        assert [one.result() for one in streams] == [400] * 8
     assert most > 1
 
 
