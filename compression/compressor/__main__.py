@@ -4,6 +4,7 @@ Nothing heavy is imported before it is known that the command line is right and 
 """
 
 import argparse
+import errno
 import importlib.util
 import os
 import signal
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compressor.errors import CompressorError
+from compressor.errors import CompressorError, NoSpaceError
 
 if TYPE_CHECKING:
     from compressor.pipeline import Job
@@ -101,7 +102,7 @@ def _elsewhere(argv: list[str]) -> int:
 
 def _guarded(run: Callable[[], int]) -> int:
     """The outermost door: errors become one line, a stop says what becomes of the work."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         return run()
     except CompressorError as error:
@@ -114,8 +115,13 @@ def _guarded(run: Callable[[], int]) -> int:
         sys.stderr.close()  # whoever read us has seen enough
         return 1
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _complain("the disk is full: make room and run the same command again; what is done is kept")
+            return NoSpaceError.exit_code
         _complain(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
         return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _command(name: str, argv: list[str]) -> int:
