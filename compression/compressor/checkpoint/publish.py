@@ -102,15 +102,23 @@ def _lock(out: Path) -> Iterator[None]:
     path = beside(out, "lock")
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not path.exists() or os.stat(path).st_ino != os.fstat(handle).st_ino:
-            raise BlockingIOError  # whoever held it has just removed it, and the next may hold a new one
-        yield
-        path.unlink(missing_ok=True)
-    except BlockingIOError:
-        raise TakenError(f"another run is writing {out} now: wait for it, or choose another --out") from None
+        if not _is_mine(handle, path):
+            raise TakenError(f"another run is writing {out} now: wait for it, or choose another --out")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
     finally:
         os.close(handle)
+
+
+def _is_mine(handle: int, path: Path) -> bool:
+    """Locked by us, and still the file of that name: whoever held it may have removed it in between."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.stat(path).st_ino == os.fstat(handle).st_ino
+    except (BlockingIOError, FileNotFoundError):
+        return False
 
 
 def _entries(path: Path) -> Iterator[Path]:
