@@ -15,7 +15,8 @@ def test_every_recipe_that_ships_can_be_followed(path: Path) -> None:
     assert recipe.name == path.stem
     assert recipe.about
     assert "\n" not in recipe.about
-    assert recipe.gate is not None, "what may be lost at most is part of a recipe"
+    # What may be lost at most is part of a recipe, unless training has to bring it back.
+    assert recipe.gate is not None or "needs training" in recipe.about
     assert len(registry.build(recipe.steps, recipe.name)) == len(recipe.steps)
 
 
