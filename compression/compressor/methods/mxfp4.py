@@ -19,7 +19,9 @@ class MXFP4(FloatMethod):
     source: ClassVar[str] = "Microscaling Data Formats for Deep Learning, arXiv 2310.10537"
 
     class Params(FloatParams):
-        scheme: Literal["MXFP4", "MXFP4A16"] = Field("MXFP4", description="inputs rounded as well, or left in 16 bits")
+        scheme: Literal["MXFP4", "MXFP4A8", "MXFP4A16"] = Field(
+            "MXFP4", description="inputs rounded to MXFP4 as well, to FP8 with a scale a token, or left in 16 bits"
+        )
 
     def __init__(self, params: BaseParams) -> None:
         assert isinstance(params, MXFP4.Params)

@@ -46,6 +46,8 @@ SCHEMES = {
         Scheme("NVFP4", FloatGrid("e2m1", (1, 16), "e4m3", has_global_scale=True), "nvfp4"),
         Scheme("NVFP4A16", FloatGrid("e2m1", (1, 16), "e4m3", has_global_scale=True)),
         Scheme("MXFP4", FloatGrid("e2m1", (1, 32), "e8m0"), "mxfp4"),
+        # ZeroQuant-FP's pair (arXiv 2307.09782): power-of-two scales, so that FP4 becomes FP8 by adding exponents.
+        Scheme("MXFP4A8", FloatGrid("e2m1", (1, 32), "e8m0"), "fp8-token"),
         Scheme("MXFP4A16", FloatGrid("e2m1", (1, 32), "e8m0")),
         Scheme("FP6", FloatGrid("e3m2", (1, None), "float16")),
     )
