@@ -66,9 +66,7 @@ def _draw(
     draw: Callable[[Axes, Mapping[str, Any], Sequence[Row]], bool], comparison: Mapping[str, Any], rows: Sequence[Row]
 ) -> str | None:
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(# A perplexity so many times the lowest is a broken model's: its place would squeeze all others into a line.
-BROKEN_TIMES = 1000
-WIDTH_IN, HEIGHT_IN), layout="constrained")
+        figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN), layout="constrained")
         if not draw(figure.subplots(), comparison, rows):
             return None
         out = io.StringIO()
