@@ -29,6 +29,7 @@ from compressor.checkpoint.source import Source
 from compressor.errors import BadCheckpointError, BadRecipeError, CannotServeError
 from compressor.export import exporter_named
 from compressor.families import family_of
+from compressor.formats.base import Format
 from compressor.formats.lookup import format_named
 from compressor.gate import judge
 from compressor.methods import registry
@@ -132,6 +133,8 @@ def plan(job: Job) -> Plan:
     layout = format_named(made.layout)
     for one in schemes:
         layout.check(one)
+    if schemes:
+        _quantization(layout, methods, schemes[-1], recipe)
     publish.refuse_taken(job.out, force=job.is_forced)
     need_room(job.out, source.size_bytes * (1 + len(registry.stages(methods))))
     return made
@@ -200,6 +203,16 @@ def _schemes(methods: Sequence[Method]) -> list[Scheme]:
     return sorted(found, key=lambda scheme: scheme.weights is not None)
 
 
+def _quantization(layout: Format, methods: Sequence[Method], scheme: Scheme, recipe: Recipe) -> dict[str, Any]:
+    """What config.json will say. Raises BadRecipeError when the layout has no words for it."""
+    return layout.config(
+        scheme,
+        recipe.ignore,
+        has_kv_scales=any(method.name == "kv-cache" for method in methods),
+        is_scattered=any(getattr(method, "scatters_groups", False) for method in methods),
+    )
+
+
 def _plain_scheme(source: Source) -> str:
     return {torch.bfloat16: "BF16", torch.float16: "FP16"}.get(source.dtype, "FP32")
 
@@ -258,8 +271,7 @@ def _run_blocks(
     runs.run(skeleton.embed(rows) if needs_inputs else [])
     sink.config = dict(source.config)
     if schemes and layout_name != "dense":
-        has_kv = any(method.name == "kv-cache" for method in methods)
-        quantization = layout.config(schemes[-1], made.job.recipe.ignore, has_kv_scales=has_kv)
+        quantization = _quantization(layout, methods, schemes[-1], made.job.recipe)
         sink.config["quantization_config"] = quantization
         for name, value in layout.files(quantization).items():
             write_json(destination / name, value)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from compressed_tensors.compressors import BaseCompressor
-from compressed_tensors.quantization import QuantizationConfig, preset_name_to_scheme
+from compressed_tensors.quantization import QuantizationConfig, is_preset_scheme, preset_name_to_scheme
 
 from compressor.checkpoint.sink import Sink
 from compressor.checkpoint.source import Source
@@ -42,7 +42,7 @@ def written(folder, layout, scheme, weight, extras=None):
     sink = Sink(folder)
     sink.write("00000", layout.tensors(NAME, weight, torch.bfloat16) | layout.extras(extras or {}))
     sink.config = {"model_type": "qwen3", "torch_dtype": "bfloat16"}
-    if quantization := layout.config(scheme, ("lm_head",), has_kv_scales=False):
+    if quantization := layout.config(scheme, ("lm_head",)):
         sink.config["quantization_config"] = quantization
     sink.finish()
     return Source(folder)
@@ -137,7 +137,7 @@ def test_their_compressor_writes_the_same_bytes_from_our_dense_weight(tmp_path, 
         state["weight_scale"] = weight.scale.float()
     if isinstance(weight, IntegerWeight) and weight.zero_OG is not None:
         state["weight_zero_point"] = (weight.zero_OG - 2 ** (weight.grid.bits - 1)).to(torch.int8)
-    format_name = layout.config(scheme, (), has_kv_scales=False)["format"]
+    format_name = layout.config(scheme, ())["format"]
     theirs = BaseCompressor.get_value_from_registry(format_name).compress(state, group)
     assert set(theirs) == {key.removeprefix(f"{NAME}.") for key in ours}
     for key, tensor in theirs.items():
@@ -155,8 +155,11 @@ def test_a_scheme_comes_back_from_the_librarys_words(name):
     assert from_library(to_library(SCHEMES[name])) == SCHEMES[name]
 
 
-# The others have groups of another size than the preset of the name, or none in the library.
-@pytest.mark.parametrize("name", [name for name in ALL_BUT_SIX_BITS if name not in ("W8A16", "W2A16", "W3A16_ASYM")])
+# W8A16 and W2A16 have groups of another size than the library's presets.
+PRESETS = [name for name in ALL_BUT_SIX_BITS if is_preset_scheme(name) and name not in ("W8A16", "W2A16")]
+
+
+@pytest.mark.parametrize("name", PRESETS)
 def test_a_scheme_is_the_librarys_preset_of_the_same_name(name):
     ours, theirs = to_library(SCHEMES[name]), preset_name_to_scheme(name, ["Linear"])
     for side in ("weights", "input_activations"):
@@ -334,8 +337,17 @@ def _ragged(w, scheme):
 def test_scattered_groups_are_refused_where_readers_no_longer_take_them():
     scheme = SCHEMES["W4A16"]
     weight = replace(encoded(scheme), group_I=torch.arange(256).flip(0) // 128)
-    with pytest.raises(BadRecipeError, match="act-order"):
+    for name in ("compressed-tensors", "modelopt", "awq"):
+        with pytest.raises(BadRecipeError, match="act_order: static"):
+            format_named(name).config(SCHEMES["W4A16_ASYM" if name == "awq" else "FP8"], (), is_scattered=True)
+    with pytest.raises(BadRecipeError, match="act_order: static"):
         format_named("compressed-tensors", scheme).tensors(NAME, weight, torch.bfloat16)
+
+
+def test_gptq_says_when_groups_are_scattered():
+    for is_scattered in (True, False):
+        config = format_named("gptq").config(SCHEMES["W4A16"], (), is_scattered=is_scattered)
+        assert config["desc_act"] is is_scattered
 
 
 def test_an_unknown_format_is_named_with_the_nearest_one():
@@ -371,11 +383,11 @@ def test_layouts_that_are_not_read_here_are_said_so(quantization):
 def test_layers_left_alone_are_told_to_each_reader_in_its_words():
     ignore = ("model.layers.3.mlp.down_proj", "self_attn.o_proj")
     scheme = SCHEMES["W4A16_ASYM"]
-    compressed = format_named("compressed-tensors").config(scheme, ignore, has_kv_scales=False)
+    compressed = format_named("compressed-tensors").config(scheme, ignore)
     assert compressed["ignore"] == ["lm_head", "model.layers.3.mlp.down_proj", r"re:.*self_attn\.o_proj$"]
-    gptq = format_named("gptq").config(scheme, ignore, has_kv_scales=False)
+    gptq = format_named("gptq").config(scheme, ignore)
     assert list(gptq["dynamic"]) == [r"-:model\.layers\.3\.mlp\.down_proj", r"-:.*self_attn\.o_proj$"]
-    awq = format_named("awq").config(scheme, ignore, has_kv_scales=False)
+    awq = format_named("awq").config(scheme, ignore)
     assert awq["modules_to_not_convert"] == ["lm_head", "model.layers.3.mlp.down_proj", "self_attn.o_proj"]
 
 
@@ -384,7 +396,7 @@ def test_heads_are_never_said_to_be_compressed():
     for name in FORMATS:
         if name in ("dense", "modelopt"):
             continue
-        said = format_named(name).config(SCHEMES["W4A16_ASYM"], (), has_kv_scales=False)
+        said = format_named(name).config(SCHEMES["W4A16_ASYM"], ())
         assert "lm_head" in str(said)
 
 

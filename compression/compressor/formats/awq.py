@@ -64,20 +64,20 @@ class AWQ(Plain):
                 f"{name} is {outs} × {ins}: AWQ packs 8 outputs into a word and groups {size} inputs; choose another "
                 "group_size, or leave the layer out with `ignore`"
             )
-        if weight.group_I is not None:
-            raise BadRecipeError(
-                f"{name}: AWQ has no place for groups of scattered inputs (act-order): use static order"
-            )
+        self.need_successive(weight.group_I is not None)
         return {
             f"{name}.qweight": pack_awq(weight.codes_OI.T),
             f"{name}.qzeros": pack_awq(weight.zero_OG.T),
             f"{name}.scales": weight.scale_OG.T.to(torch.float16).contiguous(),
         }
 
-    def config(self, scheme: Scheme, ignore: Collection[str], *, has_kv_scales: bool) -> dict[str, Any]:
+    def config(
+        self, scheme: Scheme, ignore: Collection[str], *, has_kv_scales: bool = False, is_scattered: bool = False
+    ) -> dict[str, Any]:
         """As AutoAWQ writes it; layers left alone are parts of names."""
         assert isinstance(scheme.weights, IntegerGrid)
         assert not has_kv_scales, "`check` refuses it"
+        self.need_successive(is_scattered)
         left = sorted({"lm_head", *ignore})
         return {
             "quant_method": "awq",

@@ -50,8 +50,11 @@ class Format(Protocol):
     def extras(self, scales: Mapping[str, Tensor], /) -> dict[str, Tensor]:
         """Calibrated scales under neutral names to the format's tensors. Raises BadRecipeError."""
 
-    def config(self, scheme: Scheme, ignore: Collection[str], *, has_kv_scales: bool) -> dict[str, Any]:
-        """The `quantization_config` of config.json."""
+    def config(
+        self, scheme: Scheme, ignore: Collection[str], *, has_kv_scales: bool = False, is_scattered: bool = False
+    ) -> dict[str, Any]:
+        """The `quantization_config` of config.json. `is_scattered`: groups are not successive inputs (act-order).
+        Raises BadRecipeError where that cannot be said."""
 
     def files(self, config: Mapping[str, Any], /) -> dict[str, Any]:
         """Further JSON files that readers of this format look for, by name, made of `config`."""
@@ -74,6 +77,14 @@ class Plain:
         if scales:
             raise BadRecipeError(f"format {self.name} has no place for {next(iter(scales))}: use compressed-tensors")
         return {}
+
+    def need_successive(self, is_scattered: bool) -> None:
+        """Raises BadRecipeError: the format knows a weight's group by its place."""
+        if is_scattered:
+            raise BadRecipeError(
+                f"format {self.name} has no place for groups of scattered inputs: use act_order: static, or the gptq "
+                "format, which vLLM no longer serves in that order"
+            )
 
     def files(self, _config: Mapping[str, Any], /) -> dict[str, Any]:
         """None."""

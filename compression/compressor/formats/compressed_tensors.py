@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from compressor.checkpoint.source import Source
-from compressor.errors import BadCheckpointError, BadRecipeError
+from compressor.errors import BadCheckpointError
 from compressor.formats import vocabulary
 from compressor.formats.base import Plain, as_patterns, need_whole_groups, refuse
 from compressor.formats.packing import pack_bits, pack_fp4, unpack_bits, unpack_fp4
@@ -77,8 +77,11 @@ class CompressedTensors(Plain):
                 found[name] = value
         return found
 
-    def config(self, scheme: Scheme, ignore: Collection[str], *, has_kv_scales: bool) -> dict[str, Any]:
+    def config(
+        self, scheme: Scheme, ignore: Collection[str], *, has_kv_scales: bool = False, is_scattered: bool = False
+    ) -> dict[str, Any]:
         """As the library writes it, `kv_cache_scheme` included."""
+        self.need_successive(is_scattered)
         layout = _layout(scheme)
         group = None if scheme.weights is None else vocabulary.to_library(scheme).model_copy(update={"format": layout})
         whole = QuantizationConfig(
@@ -119,11 +122,7 @@ class CompressedTensors(Plain):
         return self.scheme is None or self.scheme.activations is None
 
     def _integers(self, name: str, weight: IntegerWeight) -> dict[str, Tensor]:
-        if weight.group_I is not None:
-            raise BadRecipeError(
-                f"{name}: groups of scattered inputs (act-order) are not in compressed-tensors: choose static order, "
-                "or `export: {format: gptq}`, which vLLM no longer serves"
-            )
+        self.need_successive(weight.group_I is not None)
         need_whole_groups(name, weight.codes_OI.shape[1], weight.grid.group_size)
         bits, lowest = weight.grid.bits, weight.grid.range[0]
         local = {"weight_scale": weight.scale_OG.to(_stored_dtype(weight.grid))}

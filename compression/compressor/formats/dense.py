@@ -54,9 +54,11 @@ class Dense(Plain):
         """`weight`, rounded to `dtype`."""
         return {f"{name}.weight": weight.dense().to(dtype)}
 
-    def config(self, scheme: Scheme, ignore: Collection[str], *, has_kv_scales: bool) -> dict[str, Any]:
+    def config(
+        self, scheme: Scheme, ignore: Collection[str], *, has_kv_scales: bool = False, is_scattered: bool = False
+    ) -> dict[str, Any]:
         """Empty: config.json gets no `quantization_config`."""
-        del scheme, ignore, has_kv_scales
+        del scheme, ignore, has_kv_scales, is_scattered
         return {}
 
     def read(self, source: Source, name: str) -> DenseWeight:

@@ -76,7 +76,9 @@ class GPTQ(Plain):
             f"{name}.g_idx": weight.groups().int(),
         }
 
-    def config(self, scheme: Scheme, ignore: Collection[str], *, has_kv_scales: bool) -> dict[str, Any]:
+    def config(
+        self, scheme: Scheme, ignore: Collection[str], *, has_kv_scales: bool = False, is_scattered: bool = False
+    ) -> dict[str, Any]:
         """As AutoGPTQ and GPTQModel write it; layers left alone are GPTQModel's negative rules."""
         assert isinstance(scheme.weights, IntegerGrid)
         assert not has_kv_scales, "`check` refuses it"
@@ -86,7 +88,7 @@ class GPTQ(Plain):
             "bits": scheme.weights.bits,
             "group_size": scheme.weights.group_size or -1,
             "sym": scheme.weights.symmetric,
-            "desc_act": False,
+            "desc_act": is_scattered,
             "lm_head": False,
             "checkpoint_format": "gptq",
             **({"dynamic": rules} if rules else {}),

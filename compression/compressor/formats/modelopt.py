@@ -80,8 +80,11 @@ class ModelOpt(Plain):
         }
         return {name: scale.float().reshape(()) for name, scale in moved.items()}
 
-    def config(self, scheme: Scheme, ignore: Collection[str], *, has_kv_scales: bool) -> dict[str, Any]:
+    def config(
+        self, scheme: Scheme, ignore: Collection[str], *, has_kv_scales: bool = False, is_scattered: bool = False
+    ) -> dict[str, Any]:
         """In the words of config.json; `files` has those of hf_quant_config.json."""
+        self.need_successive(is_scattered)
         algorithm = {} if scheme.weights is None else {"quant_algo": ALGORITHMS[scheme.name]}
         groups = {} if scheme.weights is None else {"group_0": _GROUPS[scheme.name] | {"targets": ["Linear"]}}
         left = [name if name == "lm_head" or is_full_name(name) else f"*{name}" for name in ignore]

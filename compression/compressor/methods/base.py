@@ -24,6 +24,7 @@ class BlockMethod(Protocol):
     layout stores plain scales as; set by the pipeline before the first block.
     A method that decides over all blocks before the first is changed has `needs_survey = True` and `survey(block)`,
     which is called with every block as it is in the parent, in a pass before.
+    `scatters_groups = True`: inputs of a group are not successive, which a format's configuration may have to say.
     """
 
     name: ClassVar[str]

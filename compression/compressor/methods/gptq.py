@@ -56,6 +56,8 @@ class GPTQ:
         assert isinstance(params, GPTQ.Params)
         self._params = params
         self.scheme: Scheme = resolve(params)
+        # Not where a row is one group: there order changes no layout.
+        self.scatters_groups = params.act_order == "group" and integer_grid(self.scheme).group_size is not None
 
     def apply(self, block: Block) -> None:
         groups = block.groups()
