@@ -8,7 +8,6 @@ import functools
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -20,6 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
+from ports import free_port
 from stack_under_test import ROOT, RunningStack, stack_of
 
 CHECKPOINT = Path(os.environ.get("PENSTOCK_TEST_CHECKPOINT", ROOT / "model_repo/checkpoints/starter"))
@@ -90,13 +90,6 @@ def served_by(engine: EngineUnderTest, folder: Path, *args: str) -> Iterator[Run
         running.wait_for("ready at", patience_s=600)
         running.base_url, running.rpc = f"http://127.0.0.1:{port}/v1", f"127.0.0.1:{rpc}"
         yield running
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def deployment_of(stack: RunningStack) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from typing import IO, Any
 import httpx
 import pytest
 
+from ports import free_port
 from tiny_checkpoints import write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,9 +57,7 @@ class RunningEngine:
 @contextmanager
 def running_engine(model: Path, cache: Path, *args: str, argv: list[str] | None = None) -> Iterator[RunningEngine]:
     """Start the engine (or ``argv`` in its place, which gets the same flags); wait until it is healthy."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = argv or [sys.executable, "-m", "openvino_engine"]
     flags = ["--model", str(model), "--served-model-name", NAME, "--port", str(port), "--cache-dir", str(cache)]
     cache.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import httpx
 import pytest
 
 from openvino_process import STARTER
+from ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venvs/triton"
@@ -113,7 +113,7 @@ def _is_empty_end(event: Event) -> bool:
 def running_triton(repository: str, folder: Path, *args: str) -> Iterator[RunningTriton]:
     """`repository` is a file of services/triton/repositories, or a path; whatever happens, nothing stays behind."""
     path = Path(repository) if "/" in repository else REPOSITORIES / repository
-    ports = _free_ports(3)
+    ports = free_ports(3)
     flags = [f"--{name}-port={port}" for name, port in zip(("grpc", "http", "metrics"), ports, strict=True)]
     command = [sys.executable, "-m", "triton_launcher", "serve", str(path), f"--venv={VENV}"]
     command += [f"--checkpoint={STARTER}", f"--cache-dir={folder / 'cache'}", "--grace-s=5", *flags, *args]
@@ -144,11 +144,3 @@ def _wait_until_ready(triton: RunningTriton, log: IO[str]) -> None:
             log.seek(0)
             pytest.fail(f"tritonserver did not become ready:\n{log.read()[-6000:]}")
         time.sleep(0.05)
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as probes:
-        sockets = [probes.enter_context(socket.socket()) for _ in range(count)]
-        for probe in sockets:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in sockets]

@@ -19,7 +19,8 @@ import openai
 import pytest
 from openai import OpenAI
 
-from engines_under_test import MODEL, EngineUnderTest, deployment_of, free_port, running_requests
+from engines_under_test import MODEL, EngineUnderTest, deployment_of, running_requests
+from ports import free_port
 from stack_under_test import ROOT, RunningStack, stack_of
 
 CAPTAIN = ROOT / "model_repo/adapters/captain"

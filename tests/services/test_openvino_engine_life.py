@@ -17,6 +17,7 @@ import pytest
 from openvino_engine.convert import convert, convert_cached
 from openvino_engine.export_ir import export_ir
 from openvino_process import NAME, running_engine
+from ports import free_port
 from tiny_checkpoints import write_checkpoint
 
 pytestmark = pytest.mark.engine
@@ -196,8 +197,7 @@ def test_a_port_that_is_taken_is_an_error_and_no_hang(model: Path, cache: Path) 
 
 
 def test_the_ready_line_says_where_and_how_much(model: Path, cache: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     flags = ["--model", str(model), "--cache-dir", str(cache), "--port", port]
     process = subprocess.Popen(
         [sys.executable, "-m", "openvino_engine", "serve", *flags], stdout=subprocess.PIPE, text=True

@@ -18,15 +18,13 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
+from ports import free_port
 from stack_under_test import ROOT, ask, stack_of, write_stack
 
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        number: int = probe.getsockname()[1]
-        return number
+    return free_port()
 
 
 def test_two_replicas_answer_through_the_gateway_and_sigterm_leaves_nothing(tmp_path: Path, port: int) -> None:
@@ -41,9 +39,7 @@ def test_two_replicas_answer_through_the_gateway_and_sigterm_leaves_nothing(tmp_
 
 
 def test_the_grpc_door_is_open_when_it_is_asked_for(tmp_path: Path, port: int) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        rpc_port = probe.getsockname()[1]
+    rpc_port = free_port()
     with stack_of(tmp_path, str(write_stack(tmp_path, port)), "--grpc-port", str(rpc_port)) as stack:
         stack.wait_for("ready at")
         assert f"gRPC    127.0.0.1:{rpc_port}" in stack.output
@@ -211,9 +207,12 @@ def test_a_long_set_up_is_seen_at_work_and_a_quick_one_is_not_mentioned(tmp_path
         assert "setup-fake: done (after " in stack.output
         stack.signal(signal.SIGTERM)
         assert stack.exit_code() == 0
-    with stack_of(tmp_path, str(path)) as again:
-        again.wait_for("fake: starting")
-        assert "setup-fake" not in again.output
+    for _ in range(10):  # on a busy machine a quick one may have been long
+        with stack_of(tmp_path, str(path)) as again:
+            again.wait_for("fake: starting")
+            if "setup-fake" not in again.output:
+                return
+    pytest.fail("a set-up with nothing to do is mentioned")
 
 
 def test_a_stop_while_an_engine_is_starting_leaves_nothing(tmp_path: Path, port: int) -> None:
