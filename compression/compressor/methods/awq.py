@@ -46,7 +46,7 @@ class AWQ:
 
     class Params(IntegerParams):
         steps: int = Field(20, ge=1, le=200, description="exponents α tried: 0, 1/steps, 2/steps, ...")
-        duo_scaling: Literal["yes", "no", "both"] = Field("both", description="divide by the weights' size too, or try")
+        duo_scaling: Literal["yes", "no", "both"] = Field("yes", description="divide by the weights' size too, or try")
         clip: bool = Field(False, description="cut off each group's largest weights where that helps; not before gptq")
 
     def __init__(self, params: BaseParams) -> None:
@@ -135,7 +135,7 @@ def search(
     grid: IntegerGrid,
     index_I: Tensor,
     steps: int = 20,
-    duo: Literal["yes", "no", "both"] = "both",
+    duo: Literal["yes", "no", "both"] = "yes",
 ) -> Found:
     """The factors with the least output error. `index_I`: which output of the source each input is."""
     w_OI = w_OI[:: -(-len(w_OI) // _ROWS)]

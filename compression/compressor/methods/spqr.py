@@ -12,11 +12,12 @@ from pydantic import Field
 from torch import Tensor
 
 from compressor.block import Block
+from compressor.errors import BadRecipeError
 from compressor.families import Group
 from compressor.methods.base import Params as BaseParams
 from compressor.methods.columns import Choose, Path, walk
 from compressor.methods.spqr_weight import Affine, Layout, SpQRWeight, fit_affine
-from compressor.numbers.grids import ScaleKind
+from compressor.numbers.grids import IntegerGrid, ScaleKind
 from compressor.numbers.hessian import Hessian, output_error
 from compressor.numbers.schemes import Scheme
 
@@ -47,9 +48,12 @@ class SpQR:
     def __init__(self, params: BaseParams) -> None:
         assert isinstance(params, SpQR.Params)
         self._params = params
-        self.scheme: Scheme = Scheme("SpQR")
+        grid = IntegerGrid(params.bits, params.group_size, symmetric=False, scale="float32")
+        self.scheme: Scheme = Scheme("SpQR", grid)
 
     def apply(self, block: Block) -> None:
+        if self.scales != "float32":
+            raise BadRecipeError("SpQR has no layout that an engine reads: use `export: {format: dense}`")
         groups = block.groups()
         hessians = {group.linears[0]: Hessian(block.weight(group.linears[0]).shape[1]) for group in groups}
         block.observe({name: hessian.add for name, hessian in hessians.items()})

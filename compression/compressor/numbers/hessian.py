@@ -64,7 +64,7 @@ def inverse_factor(h_II: Tensor, damp: float) -> tuple[Tensor, Tensor, float]:
     """
     diagonal_I = h_II.diagonal()
     dead_I = diagonal_I == 0
-    live_I = torch.where(dead_I, 1.0, diagonal_I)
+    live_I = torch.where(dead_I, 1.0, diagonal_I).double()
     for attempt in range(_RETRIES + 1):
         used = damp * 10**attempt
         for dtype in dict.fromkeys((h_II.dtype, torch.float64)):
