@@ -1,8 +1,12 @@
 """A plugin of vLLM's (entry-point group `vllm.general_plugins`): what its CPU build 0.32.0 does wrong, put right.
 
-Copied into the environment by install.py, since it must be importable there, in every process of vLLM. Adapters on
-CPU: rows without one carry the index -1, which the PyTorch kernels take as "the last slot". Once `--max-loras`
+Copied into the environment by install.py, since it must be importable there, in every process of vLLM.
+
+Adapters: rows without one carry the index -1, which the PyTorch kernels take as "the last slot". Once `--max-loras`
 adapters are loaded, the base model would answer with the last of them. (The GPU kernels skip -1.)
+
+Weights of 4 bits: the kernel exists for bfloat16 only, and under `--dtype=float32` the first request ends the engine
+("cpu_gemm_wna16" not implemented for 'Float'). Those layers compute in bfloat16 then, the rest stays as asked.
 """
 
 from typing import Any
@@ -10,6 +14,11 @@ from typing import Any
 
 def register() -> None:
     """Called by vLLM before it builds a model; may be called again."""
+    keep_base_rows()
+    let_int4_be_asked_in_float32()
+
+
+def keep_base_rows() -> None:
     import vllm.lora.ops.torch_ops as ops
     from vllm.lora.ops.torch_ops import lora_ops
 
@@ -26,3 +35,29 @@ def register() -> None:
 
     bgmv_shrink.keeps_base_rows = True  # type: ignore[attr-defined]
     ops.bgmv_shrink = lora_ops.bgmv_shrink = bgmv_shrink
+
+
+def let_int4_be_asked_in_float32() -> None:
+    import torch
+    from vllm.model_executor.kernels.linear.mixed_precision.cpu import CPUWNA16LinearKernel
+
+    kernel: Any = CPUWNA16LinearKernel
+    prepare, compute = kernel.process_weights_after_loading, kernel.apply_weights
+    if getattr(compute, "takes_float32", False):
+        return
+
+    def process_weights_after_loading(self: Any, layer: Any) -> None:
+        """Scales as the kernel will see them; it is chosen by their type."""
+        scales = getattr(layer, self.w_s_name)
+        if scales.dtype == torch.float32:
+            scales.data = scales.data.to(torch.bfloat16)
+        prepare(self, layer)
+
+    def apply_weights(self: Any, layer: Any, x: Any, bias: Any = None) -> Any:
+        if x.dtype != torch.float32:
+            return compute(self, layer, x, bias)
+        short = None if bias is None else bias.to(torch.bfloat16)
+        return compute(self, layer, x.to(torch.bfloat16), short).to(x.dtype)
+
+    apply_weights.takes_float32 = True  # type: ignore[attr-defined]
+    kernel.process_weights_after_loading, kernel.apply_weights = process_weights_after_loading, apply_weights
