@@ -3,6 +3,7 @@
 The slow reference is a two-block network in numpy that is sliced by hand; its figures were computed before the code.
 """
 
+import itertools
 import json
 import math
 import shutil
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from compressor.block import Batch
+from compressor.calibration import load_rows, load_tokenizer
 from compressor.checkpoint.sink import Sink
 from compressor.checkpoint.source import Source
 from compressor.errors import BadCalibrationError, BadCheckpointError, BadRecipeError
@@ -25,6 +27,9 @@ from compressor.methods.slicegpt.basis import Basis, kept_width, principal, rand
 from compressor.methods.slicegpt.method import Sight, SliceGPT, SliceParams, slice_block, slice_model
 from compressor.methods.slicegpt.model import SlicedBlock, SlicedNorm, build_sliced, load_sliced, sliced_config
 from compressor.passes import ModelPass, Rows
+from compressor.quality.perplexity import logits_in_memory, perplexity
+from compressor.quality.tokens import shipped_prose, windows
+from compressor.recipe import CalibrationSettings
 from compressor.screen import Screen
 from starter import STARTER
 
@@ -483,3 +488,39 @@ def test_a_sliced_checkpoint_that_lost_a_tensor_is_named(tmp_path: Path) -> None
         load_sliced(Source(tmp_path))
     with pytest.raises(BadCheckpointError, match="no sliced model"):
         build_sliced({"model_type": "qwen3", "hidden_size": 4})
+
+
+# ---------------------------------------------------------------- the starter's prose
+def calibration() -> list[Rows]:
+    rows, _ = load_rows(CalibrationSettings(samples=16, seq_len=256), load_tokenizer(STARTER), 2048)
+    return rows
+
+
+def perplexity_of(model: nn.Module) -> float:
+    """Of the first 24 windows of the held-out prose."""
+    ids_WT, _ = windows(load_tokenizer(STARTER), shipped_prose(), 256, STARTER)
+    return perplexity(logits_in_memory(model, ids_WT[:24]))
+
+
+@pytest.mark.matrix
+def test_the_starters_perplexity_grows_with_every_dimension_that_goes(wide: Path, tmp_path: Path) -> None:
+    values = [
+        perplexity_of(sliced(wide, tmp_path / str(keep), keep, rows=calibration())) for keep in (256, 224, 192, 128)
+    ]
+    from transformers import AutoModelForCausalLM
+
+    dense = perplexity_of(AutoModelForCausalLM.from_pretrained(wide, dtype=torch.float32).eval())
+    assert values[0] == pytest.approx(dense, rel=1e-4)
+    assert all(more > 1.01 * fewer for fewer, more in itertools.pairwise(values)), values
+
+
+@pytest.mark.matrix
+def test_axes_of_the_data_are_what_keeps_the_starter_speaking(wide: Path, tmp_path: Path) -> None:
+    principal_value = perplexity_of(sliced(wide, tmp_path / "principal", 192, rows=calibration()))
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+
+        def choose(c_DD: Tensor, generator: torch.Generator = generator) -> Basis:
+            return Basis(random_axes(len(c_DD), 192, generator), 0.0)
+
+        assert perplexity_of(sliced(wide, tmp_path / f"random-{seed}", 192, choose)) > 2 * principal_value
