@@ -1,10 +1,10 @@
 """A comparison as one HTML file that needs nothing else: no script, no font, no network, no Python to read it."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jinja2 import Environment, StrictUndefined
 
 from compressor.checkpoint.card import size
@@ -82,7 +82,9 @@ def _shown(number: int, row: Row, reference: str | None) -> dict[str, Any]:
         "cells": list(_cells(row)),
         "gate": _gate(row["gate"]),
         "facts": list(_facts(row)),
-        "recipe": json.dumps(row["recipe"], indent=2, ensure_ascii=False) if row["method"] != "trained" else "",
+        "recipe": yaml.safe_dump(row["recipe"], sort_keys=False, allow_unicode=True)
+        if row["method"] != "trained"
+        else "",
     }
 
 
@@ -135,15 +137,21 @@ def _facts(row: Row) -> Iterator[tuple[str, str]]:
     if row["gate"]:
         yield "gate", str(row["gate"].get("reason"))
     for figure, protocol in row["protocols"].items():
-        told = (
-            ", ".join(f"{key} {value!r}" for key, value in protocol.items())
-            if isinstance(protocol, Mapping)
-            else protocol
-        )
-        yield f"{figure}: protocol", str(told)
+        yield f"{figure}: protocol", _protocol(protocol)
     for engine, note in row["served_by"].items():
         yield f"served by {engine}", str(note)
     if row["method"] != "trained" and not row["served_by"]:
         yield "served by", "no engine as it is"
     if row["tools"]:
         yield "made with", ", ".join(f"{name} {version}" for name, version in row["tools"].items())
+
+
+def _protocol(protocol: Any) -> str:
+    """Hashes by their beginning: the JSON has them whole."""
+    if not isinstance(protocol, Mapping):
+        return str(protocol)
+    return ", ".join(f"{key} {value[:12] if _is_hash(value) else value!r}" for key, value in protocol.items())
+
+
+def _is_hash(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")

@@ -41,6 +41,8 @@ STYLE = {
 }
 # A perplexity so many times the lowest is a broken model's: its place would squeeze all others into a line.
 BROKEN_TIMES = 1000
+# So many bars at least there is room for: two would else be walls.
+FEW = 5
 WIDTH_IN, HEIGHT_IN = 5.6, 3.5
 
 
@@ -142,7 +144,7 @@ def _bars(axes: Axes, values: Sequence[tuple[int, float]], words: Callable[[floa
     )
     axes.bar_label(bars, [words(value) for _, value in values], padding=4, color=INK, fontsize=8)
     axes.set_yticks(places, [str(number + 1) for number, _ in values])
-    axes.invert_yaxis()
+    axes.set_ylim(max(len(values), FEW) - 0.5, -0.5)
     axes.margins(x=0.14)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
@@ -194,7 +196,7 @@ def _speed(axes: Axes, comparison: Mapping[str, Any], rows: Sequence[Row]) -> bo
         words = [f"{rate:,.0f}  ({count} stream{'s' if count != '1' else ''})" if rate else "" for rate in rates]
         axes.bar_label(bars, words, padding=4, color=INK, fontsize=7.5)
     axes.set_yticks(range(len(served)), [f"{numbers[row['checkpoint']] + 1} · {row['engine']}" for row in served])
-    axes.invert_yaxis()
+    axes.set_ylim(max(len(served), FEW - 1) - 0.5, -0.5)
     axes.margins(x=0.3)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
