@@ -215,6 +215,21 @@ def test_a_broken_models_figures_fit_the_page(tmp_path: Path) -> None:
     assert "1.0e+304" in Page(as_html(found)).text
 
 
+def test_rows_of_the_served_bench_are_read_too(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    row = {"model": "starter", "recipe": "gptq-w4a16", "engine": "vllm", "single": 90.0, "eight": 500.0}
+    path.write_text(json.dumps([row | {"memory_bytes": 10**9, "scheme": "W4A16"}]))
+    found = compare([checkpoint(tmp_path / "starter-gptq-w4a16")], path)
+    assert found["served"] == [
+        {
+            "checkpoint": "starter-gptq-w4a16",
+            "engine": "vllm",
+            "tokens_per_s": {"1": 90.0, "8": 500.0},
+            "rss_bytes": 10**9,
+        }
+    ]
+
+
 def test_figures_of_serving_in_another_shape_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "served.json"
     path.write_text('[{"checkpoint": "base"}]')

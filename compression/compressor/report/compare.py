@@ -22,7 +22,7 @@ def compare(folders: Sequence[Path], served: Path | None = None) -> dict[str, An
     """JSON values: `checkpoints` in the order given, `notes` on what does not compare, `served` figures by checkpoint.
 
     `served`: a JSON list of {"checkpoint", "engine", "tokens_per_s": {"1": ..., "8": ...}, "rss_bytes"}, figures by the
-    number of streams at once. Raises BadCheckpointError, BadServedError.
+    number of streams at once; or the rows that compression/bench/served.py keeps. Raises BadCheckpointError, BadServedError.
     """
     manifests = [read(folder) for folder in folders]
     names = _names(folders, manifests)
@@ -145,18 +145,24 @@ def _notes(rows: Sequence[Row]) -> list[str]:
 
 def _served(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     try:
-        rows = json.loads(path.read_text("utf-8"))
-        found = [
-            {
-                "checkpoint": str(row["checkpoint"]),
-                "engine": str(row["engine"]),
-                "tokens_per_s": {str(int(streams)): float(rate) for streams, rate in row["tokens_per_s"].items()},
-                "rss_bytes": row.get("rss_bytes"),
-            }
-            for row in rows
-        ]
+        found = [_served_row(row) for row in json.loads(path.read_text("utf-8"))]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadServedError(
             f'{path} is no JSON list of {{"checkpoint", "engine", "tokens_per_s": {{"1": ...}}}}: {error!r}'
         ) from error
     return [row for row in found if row["checkpoint"] in names]
+
+
+def _served_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """One of this file's own rows, or of the bench's (compression/bench/served.py), which names model and recipe."""
+    if "tokens_per_s" in row:
+        name, rates, memory = row["checkpoint"], row["tokens_per_s"], row.get("rss_bytes")
+    else:
+        name, memory = f"{row['model']}-{row['recipe']}", row["memory_bytes"]
+        rates = {"1": row["single"], "8": row["eight"]}
+    return {
+        "checkpoint": str(name),
+        "engine": str(row["engine"]),
+        "tokens_per_s": {str(int(streams)): float(rate) for streams, rate in rates.items()},
+        "rss_bytes": memory,
+    }
