@@ -94,9 +94,9 @@ def _without_kernels(able: Mapping[str, Any], made: Artefact) -> str | None:
 
 
 def _in_table(made: Artefact) -> str:
-    """The engines' table names schemes without the size of their groups, and containers with what is in them."""
+    """The engines' table names schemes without the size of their groups, containers as they name themselves."""
     if made.layout in CONTAINERS:
-        return f"{'GGUF' if made.layout == 'gguf' else 'IR'}_{made.scheme.upper()}"
+        return made.scheme.upper()
     return "DENSE" if made.layout == "dense" else re.sub(r"_G(\d+|ROW)$", "", made.scheme)
 
 

@@ -34,8 +34,8 @@ def test_the_compressors_file_says_what_the_gateway_prints() -> None:
         ("FP6", "dense", None, {"vllm", "openvino"}, {"openai"}),
         ("BF16", "dense", "sliced (SliceGPT)", set(), {"vllm", "sglang", "openvino", "trtllm", "lightllm"}),
         ("BF16", "dense", "sizes that differ by layer", set(), {"vllm", "sglang", "openvino"}),
-        ("Q4_0", "gguf", None, {"openvino"}, {"vllm", "sglang", "trtllm"}),
-        ("int4", "openvino", None, {"openvino"}, {"vllm"}),
+        ("GGUF_Q4_0", "gguf", None, {"openvino"}, {"vllm", "sglang", "trtllm"}),
+        ("IR_INT4", "openvino", None, {"openvino"}, {"vllm"}),
     ],
 )
 def test_who_can_serve_what(scheme: str, layout: str, structure: str | None, can: set[str], cannot: set[str]) -> None:
