@@ -226,6 +226,15 @@ def test_log_likelihoods_are_those_of_the_whole_sequence(style: Style, starter: 
     assert differences == pytest.approx([value - expected[0] for value in expected], abs=1e-3)
 
 
+def test_a_prompt_that_begins_as_the_last_one_scores_as_if_it_were_the_first(starter: tuple[Any, Any]) -> None:
+    model, tokenizer = starter
+    prompts = ["Which is larger, 3 or 9?", "Which is larger, 3 or 5?", "Which", "北京", "Which is larger, 3 or 5?"]
+    kept = ModelScorer(model, tokenizer, 2048)
+    for prompt in prompts:
+        fresh = ModelScorer(model, tokenizer, 2048)(prompt, [" 3", " 9", " yes"])
+        assert kept(prompt, [" 3", " 9", " yes"]) == pytest.approx(fresh, abs=1e-3)
+
+
 def test_choices_of_several_tokens_are_summed(starter: tuple[Any, Any]) -> None:
     model, tokenizer = starter
     scorer = ModelScorer(model, tokenizer, 2048)

@@ -27,7 +27,7 @@ class Surprise:
     def add(self, logits_BTV: Tensor, ids_BT: Tensor) -> None:
         """`logits_BTV[:, t]` predict `ids_BT[:, t + 1]`."""
         log_p_BTV = logits_BTV[:, :-1].float().log_softmax(-1)
-        nll_BT = -log_p_BTV.gather(-1, ids_BT[:, 1:, None]).squeeze(-1)
+        nll_BT = -log_p_BTV.gather(-1, ids_BT[:, 1:, None].to(log_p_BTV.device)).squeeze(-1)
         self.windows.extend(_bounded(nll_BT).mean(1).tolist())
 
     @property
@@ -78,6 +78,6 @@ def _bounded(nats: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def logits_of(model: torch.nn.Module, ids_BT: Tensor) -> Tensor:
-    """[B, T, vocabulary] of whole windows."""
+    """[B, T, vocabulary] of whole windows, where the model is."""
     logits: Tensor = model(input_ids=ids_BT.to(next(model.parameters()).device), use_cache=False).logits
-    return logits.to(ids_BT.device)
+    return logits

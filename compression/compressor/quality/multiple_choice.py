@@ -33,11 +33,16 @@ class Counted:
 
 
 class ModelScorer:
-    """Log-likelihoods by a model in memory. `most_tokens`: its context; what is longer loses its beginning."""
+    """Log-likelihoods by a model in memory. `most_tokens`: its context; what is longer loses its beginning.
+
+    Keys and values of the last prompt are kept: questions of a subject begin with the same examples.
+    """
 
     def __init__(self, model: torch.nn.Module, tokenizer: Any, most_tokens: int) -> None:
         self._model, self._tokenizer, self._most_tokens = model, tokenizer, most_tokens
         self._device = next(model.parameters()).device
+        self._seen: list[int] = []
+        self._cache: Any = None
 
     def fits(self, prompt: str) -> bool:
         """Whether a prompt and a letter (two tokens, should it be spelled so) are within the context."""
@@ -58,7 +63,21 @@ class ModelScorer:
         return sum(float(log_p_V[token]) for log_p_V, token in zip(log_p_TV, ids[start:], strict=True))
 
     def _log_p(self, ids: list[int], keep: int) -> torch.Tensor:
-        out = self._model(input_ids=torch.tensor([ids], device=self._device), use_cache=False, logits_to_keep=keep)
+        """ln P of what follows each of the last `keep` tokens, [keep, vocabulary]."""
+        from transformers import DynamicCache
+
+        known = min(_shared([ids, self._seen]), len(ids) - keep) if self._seen else 0
+        if known > 0:
+            self._cache.crop(known)
+        else:
+            known, self._cache = 0, DynamicCache()
+        out = self._model(
+            input_ids=torch.tensor([ids[known:]], device=self._device),
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=keep,
+        )
+        self._seen = ids
         log_p: torch.Tensor = out.logits[0].float().log_softmax(-1)
         return log_p
 

@@ -15,21 +15,27 @@ from compressor.quality.served import ATTENTION, has_fp8_cache, keep_cache_in_fp
 from compressor.screen import Screen
 from compressor.skeleton import Skeleton
 
-# A batch of windows: enough for a matrix product to be busy, little enough for the logits of a large vocabulary.
+# A batch of windows: enough for a matrix product to be busy, and no more logits than a quarter of a gigabyte holds.
 BATCH_TOKENS = 4096
+BATCH_LOGITS = 2**26
 # Hidden states that wait between two blocks, all windows of a pass together.
 PASS_BYTES = 2 * 2**30
 
 
-def batches(ids_WT: Tensor, tokens: int = BATCH_TOKENS) -> Iterator[Tensor]:
+def batches(ids_WT: Tensor, tokens: int) -> Iterator[Tensor]:
     """Windows in batches of at most `tokens` tokens, one window at least; none of none."""
     if len(ids_WT):
         yield from ids_WT.split(max(1, tokens // ids_WT.shape[1]))
 
 
+def batch_tokens(vocabulary: int) -> int:
+    """Tokens a batch; the same for every model with these tokens, so that batches of two models match."""
+    return max(1, min(BATCH_TOKENS, BATCH_LOGITS // vocabulary))
+
+
 def logits_in_memory(model: torch.nn.Module, ids_WT: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """(ids [B, T], logits [B, T, vocabulary]) of all windows, batch by batch."""
-    for ids_BT in batches(ids_WT):
+    for ids_BT in batches(ids_WT, batch_tokens(int(model.config.vocab_size))):
         yield ids_BT, logits_of(model, ids_BT)
 
 
@@ -49,11 +55,11 @@ def streamed_logits(
     skeleton = Skeleton(source, family_of(source.config), torch.device(device), dtype)
     bytes_a_token = int(source.config["hidden_size"]) * dtype.itemsize
     for windows_WT in batches(ids_WT, max(1, pass_bytes // bytes_a_token)):
-        parts = list(batches(windows_WT))
+        parts = list(batches(windows_WT, batch_tokens(int(source.config["vocab_size"]))))
         states = _through_blocks(skeleton, source, parts, screen)
         for part, state in zip(parts, states, strict=True):
             with torch.inference_mode():
-                yield part, skeleton.logits(state.hidden_BTD).to(part.device)
+                yield part, skeleton.logits(state.hidden_BTD)
 
 
 def perplexity(stream: Iterable[tuple[Tensor, Tensor]]) -> float:

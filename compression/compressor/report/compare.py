@@ -22,7 +22,8 @@ def compare(folders: Sequence[Path], served: Path | None = None) -> dict[str, An
     """JSON values: `checkpoints` in the order given, `notes` on what does not compare, `served` figures by checkpoint.
 
     `served`: a JSON list of {"checkpoint", "engine", "tokens_per_s": {"1": ..., "8": ...}, "rss_bytes"}, figures by the
-    number of streams at once; or the rows that compression/bench/served.py keeps. Raises BadCheckpointError, BadServedError.
+    number of streams at once; or the rows that compression/bench/served.py keeps. Raises BadCheckpointError,
+    BadServedError.
     """
     manifests = [read(folder) for folder in folders]
     names = _names(folders, manifests)
