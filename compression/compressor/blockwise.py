@@ -63,7 +63,7 @@ class BlockPass:
 
     def _survey(self, batches: list[Batch]) -> None:
         """Every block, unchanged, is shown to the methods that decide over all of them before the first is changed."""
-        methods = [method for method in self._methods if getattr(method, "needs_survey", False)]
+        methods: list[Any] = [method for method in self._methods if getattr(method, "needs_survey", False)]
         if not methods:
             return
         with self._screen.work("blocks to look at first", self._skeleton.count):
