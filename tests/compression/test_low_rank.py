@@ -92,6 +92,21 @@ def test_all_singular_values_give_the_weight_back_and_more_of_them_never_lose_mo
         assert losses == sorted(losses, reverse=True)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_few_singular_values_of_a_large_matrix_lose_hardly_more_than_a_whole_svd(seed: int) -> None:
+    """Rounding errors, whose singular values hardly fall, and the same before coloured inputs, where they do."""
+    generator = torch.Generator().manual_seed(seed)
+    w_OI = torch.randn(1024, 1088, generator=generator)
+    error_OI = w_OI - (w_OI / 0.3).round() * 0.3
+    colour_II = torch.diag(torch.arange(1, 1089) ** -0.7)
+    for matrix_OI in (error_OI, error_OI @ colour_II):
+        squares = torch.linalg.svdvals(matrix_OI).double().square()
+        a_RI, b_OR = decompose(matrix_OI, leading=32).factors(32)
+        lost = float((matrix_OI - b_OR @ a_RI).double().square().sum())
+        assert lost <= 1.002 * float(squares[32:].sum())
+        assert lost < 0.99 * float(squares.sum())
+
+
 def test_factors_save_weights_below_the_break_even_rank() -> None:
     square = Spectrum(torch.ones(4096), 4096, 4096)
     assert square.break_even == 2048

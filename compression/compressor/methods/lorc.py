@@ -94,7 +94,7 @@ class LoRC:
         dtype = dtype_of(block.config)
 
         def cut(name: str, left_OI: Tensor) -> tuple[Tensor, Tensor]:
-            factors = decompose(left_OI, roots.get(name)).factors(self._params.rank)
+            factors = decompose(left_OI, roots.get(name), self._params.rank).factors(self._params.rank)
             return factors[0].to(dtype), factors[1].to(dtype)
 
         factors: Factors = {}
