@@ -4,8 +4,9 @@ Configuration, schemes and word packing are the library's; codes and scales are 
 Layouts, by the library's names: pack-quantized (integers, inputs in 16 bits), int-quantized (W8A8), float-quantized
 (FP8), nvfp4-pack-quantized, mxfp4-pack-quantized. Two conventions of readers: NVFP4 stores the inverse of the tensor's
 scale, 448 · 6 / max, and linears that an engine fuses (q, k, v; gate, up) must share it.
-vLLM 0.32 on a CPU without AMX, tried: W8A8, FP8_DYNAMIC, FP8 cache in any dtype; four bits, groups of any size and zero
-points, with --dtype=bfloat16 only. It refuses to start with FP8, FP8_BLOCK, NVFP4, MXFP4 and three bits.
+Seen with vLLM 0.32 on a CPU without AMX: W8A8 and FP8_DYNAMIC answer in float32; four bits, with and without zero
+points, in groups of 32, 128 or a row, answer in bfloat16, and symmetric ones fail in float32 (the profile's default);
+FP8, FP8_BLOCK, NVFP4, MXFP4 and three bits are refused at the start.
 Act-order with scattered groups (an index per input) has left this format, and vLLM, in 2026.
 """
 

@@ -2,7 +2,7 @@
 
 Pretraining Large Language Models with NVFP4, arXiv 2509.25149, appendix on the format: the tensor's scale puts the
 largest group scale at 448. That of the inputs comes from calibration; their group scales are computed as they serve.
-Kernels are Blackwell's; vLLM 0.32 has an emulation for other GPUs, and refuses to start on CPU.
+Kernels are Blackwell's; vLLM 0.32 refuses to start on CPU. No GPU was tried.
 """
 
 from typing import ClassVar, Literal
