@@ -8,6 +8,7 @@ memory and cannot go on after an interruption.
 
 import io
 import logging
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -82,7 +83,7 @@ def run(
     if (folder / "config.json").is_file():
         return folder
     shutil.rmtree(folder, ignore_errors=True)
-    modifiers = translate(recipe, methods)
+    modifiers = translate(recipe, methods, family_of(source.config).blocks)
     screen.say(f"llm-compressor at work: {', '.join(type(modifier).__name__ for modifier in modifiers)}")
     raw = folder.with_name(f"{folder.name}-raw")
     with _quiet():
@@ -91,63 +92,59 @@ def run(
     return folder
 
 
-def translate(recipe: Recipe, methods: Sequence[Method]) -> list[Any]:
-    """The library's modifiers for our steps. Raises BadRecipeError for what it has no word for."""
+def translate(recipe: Recipe, methods: Sequence[Method], blocks: str = "model.layers") -> list[Any]:
+    """The library's modifiers for our steps; `blocks`: where the architecture has them. Raises BadRecipeError for what
+    it has no word for."""
     if recipe.export.format in ("gptq", "awq", "modelopt"):
         raise BadRecipeError(
             f"{recipe.name}: {_NO_WORD} checkpoints are written as compressed-tensors, not {recipe.export.format}"
         )
+    common: dict[str, Any] = {"ignore": list(recipe.ignore)}
+    cache = _cache() if any(method.name == "kv-cache" for method in methods) else {}
     made: list[Any] = []
-    has_cache = any(method.name == "kv-cache" for method in methods)
-    for number, method in enumerate(methods):
-        params = dict(recipe.steps[number].params)
-        made += _modifiers(method, params, recipe, f"{recipe.name}: steps.{number}")
-    if has_cache:
-        _add_cache(made, recipe)
-    return made
+    for number, (step, method) in enumerate(zip(recipe.steps, methods, strict=True)):
+        known, words = _words(method.name, step.params, f"{recipe.name}: steps.{number}")
+        if method.name == "kv-cache":
+            continue
+        if known.shared is _OF_PRUNING:
+            # Not "Linear": its pruning then calls the head "lm_head." with a dot, and prunes it, ignored or not.
+            words |= common | _sparsity(method, step.params) | {"targets": [rf"re:{re.escape(blocks)}\.\d+$"]}
+        elif known.modifier in ("QuantizationModifier", "GPTQModifier"):
+            words |= common | cache | {"config_groups": {"group_0": _scheme(method)}}
+            cache = {}
+        made.append(_class(known.modifier)(**words))
+    return [*made, _class("QuantizationModifier")(**common, **cache)] if cache else made
 
 
-def _modifiers(method: Method, params: dict[str, Any], recipe: Recipe, where: str) -> list[Any]:
-    known = TRANSLATIONS.get(method.name)
+def _words(name: str, params: Mapping[str, Any], where: str) -> tuple[Translation, dict[str, Any]]:
+    known = TRANSLATIONS.get(name)
     if known is None:
-        raise BadRecipeError(f"{where}.method: {method.name} is ours only; {_NO_WORD} go {', '.join(TRANSLATIONS)}")
-    for name in params.keys() - known.words.keys() - known.shared:
-        raise BadRecipeError(
-            f"{where}.params.{name}: llm-compressor has no such parameter; leave it out or use our own"
-        )
-    if method.name == "kv-cache":
-        return []
-    words = {theirs: params[ours] for ours, theirs in known.words.items() if ours in params}
-    words = {name: _VALUES.get(str(value), value) for name, value in words.items()}
-    if known.shared is _OF_PRUNING:
-        return [_class(known.modifier)(**words, **_sparsity(method, params, recipe))]
-    if known.modifier in ("QuantizationModifier", "GPTQModifier"):
-        return [_class(known.modifier)(**words, **_scheme(method, recipe))]
-    return [_class(known.modifier)(**words)]
+        raise BadRecipeError(f"{where}.method: {name} is ours only; {_NO_WORD} go {', '.join(TRANSLATIONS)}")
+    for unknown in params.keys() - known.words.keys() - known.shared:
+        if params[unknown] != known.same.get(unknown, ...):
+            raise BadRecipeError(
+                f"{where}.params.{unknown}: llm-compressor cannot do that: leave it out or use our own"
+            )
+    said = {theirs: params[ours] for ours, theirs in known.words.items() if ours in params}
+    return known, {theirs: _VALUES.get(str(value), value) for theirs, value in said.items()}
 
 
-def _scheme(method: Method, recipe: Recipe) -> dict[str, Any]:
+def _scheme(method: Method) -> Any:
     scheme: Scheme | None = getattr(method, "scheme", None)
     assert scheme is not None
-    return {"config_groups": {"group_0": vocabulary.to_library(scheme)}, "ignore": list(recipe.ignore)}
+    return vocabulary.to_library(scheme)
 
 
-def _sparsity(method: Method, params: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+def _sparsity(method: Method, params: Mapping[str, Any]) -> dict[str, Any]:
     checked: Any = method.Params.model_validate(params)
-    pattern = {} if checked.pattern is None else {"mask_structure": checked.pattern}
-    return {"sparsity": checked.goal.share, "targets": ["Linear"], "ignore": list(recipe.ignore), **pattern}
+    return {"sparsity": checked.goal.share} | ({} if checked.pattern is None else {"mask_structure": checked.pattern})
 
 
-def _add_cache(made: list[Any], recipe: Recipe) -> None:
-    """Scales of the KV cache belong to the modifier that rounds, or to one of their own."""
+def _cache() -> dict[str, Any]:
+    """The KV cache's scales belong to the first modifier that rounds, or to one of their own."""
     from compressed_tensors.quantization import QuantizationArgs
 
-    cache = QuantizationArgs(**vocabulary.KV_CACHE)
-    for modifier in made:
-        if hasattr(modifier, "kv_cache_scheme"):
-            modifier.kv_cache_scheme = cache
-            return
-    made.append(_class("QuantizationModifier")(kv_cache_scheme=cache, ignore=list(recipe.ignore)))
+    return {"kv_cache_scheme": QuantizationArgs(**vocabulary.KV_CACHE)}
 
 
 def _class(name: str) -> Callable[..., Any]:
