@@ -112,7 +112,9 @@ def _tokens(row: _Row, tokenizer: Any, path: Path) -> list[int]:
     if messages is not None and not _are_messages(messages):
         raise BadCalibrationError(f"{path}:{row.line}: messages is a list of {{role, content}}, both text")
     try:
-        text = row.value.get("text") or tokenizer.apply_chat_template(messages, tokenize=False)
+        text = row.value.get("text") or tokenizer.apply_chat_template(
+            messages, tools=row.value.get("tools"), tokenize=False
+        )
     except Exception as error:  # a template raises whatever it likes
         raise BadCalibrationError(f"{path}:{row.line}: the chat template refuses its messages: {error}") from error
     if not isinstance(text, str):

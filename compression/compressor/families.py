@@ -24,7 +24,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """`blocks`, `embeddings`, `final_norm`, `head`: names in the checkpoint. `groups`: in the order of the forward pass.
+    """`blocks`, `embeddings`, `final_norm`, `head`: names in the checkpoint. `groups`: in order of the forward pass.
 
     `norm`: "rms" or "layer" (with a bias). `positions`: learned position embeddings, None where they are rotary.
     """

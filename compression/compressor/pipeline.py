@@ -184,7 +184,7 @@ def compress(job: Job, screen: Screen) -> dict[str, Any]:
     return whole
 
 
-def _measure(made: Plan, folder: Path, screen: Screen) -> dict[str, Any]:
+def _measure(made: Plan, folder: Path, screen: Screen) -> dict[str, Any] | None:
     from compressor.quality.measure import measure
 
     return measure(folder, made.job.model, screen, torch.device(made.job.device))
