@@ -55,6 +55,8 @@ def test_every_engine_serves_the_starter(kind: str) -> None:
         ({}, {"method": "SliceGPT"}, set(ENGINES), "sliced"),
         ({}, {"scheme": "SpQR"}, set(ENGINES), "spqr"),
         ({}, {"scheme": "FP6"}, set(ENGINES), "fp6"),
+        ({}, {"scheme": "FP6", "recipe": {"export": {"format": "dense"}}}, set(), ""),  # decoded, in 16 bits each
+        ({}, {"scheme": "SpQR", "recipe": []}, set(ENGINES), "spqr"),
         ({}, {"structure": ["low-rank factors"]}, set(ENGINES), "low-rank"),
         ({}, {"method": "p-tuning-v2"}, set(ENGINES), "prefix"),
         ({"num_attention_heads": 3}, {}, set(ENGINES), "head_dim"),
