@@ -6,7 +6,8 @@ Adapters: rows without one carry the index -1, which the PyTorch kernels take as
 adapters are loaded, the base model would answer with the last of them. (The GPU kernels skip -1.)
 
 Weights of 4 bits: the kernel exists for bfloat16 only, and under `--dtype=float32` the first request ends the engine
-("cpu_gemm_wna16" not implemented for 'Float'). Those layers compute in bfloat16 then, the rest stays as asked.
+("cpu_gemm_wna16" not implemented for 'Float'); for GPTQ's and AWQ's own formats vLLM does not even start ("float32 is
+not supported"). Those layers compute in bfloat16 then, the rest stays as asked.
 """
 
 from typing import Any
@@ -40,6 +41,8 @@ def keep_base_rows() -> None:
 def let_int4_be_asked_in_float32() -> None:
     import torch
     from vllm.model_executor.kernels.linear.mixed_precision.cpu import CPUWNA16LinearKernel
+    from vllm.model_executor.layers.quantization.auto_awq import AutoAWQConfig
+    from vllm.model_executor.layers.quantization.auto_gptq import AutoGPTQConfig
 
     kernel: Any = CPUWNA16LinearKernel
     prepare, compute = kernel.process_weights_after_loading, kernel.apply_weights
@@ -60,4 +63,7 @@ def let_int4_be_asked_in_float32() -> None:
         return compute(self, layer, x.to(torch.bfloat16), short).to(x.dtype)
 
     apply_weights.takes_float32 = True  # type: ignore[attr-defined]
+    for layout in (AutoGPTQConfig, AutoAWQConfig):
+        types = [*layout.get_supported_act_dtypes(), torch.float32]
+        layout.get_supported_act_dtypes = classmethod(lambda _, types=types: types)
     kernel.process_weights_after_loading, kernel.apply_weights = process_weights_after_loading, apply_weights
