@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.backends.capabilities import Shape
-from gateway.backends.scheme import schemes_of
+from gateway.backends.scheme import is_decoded, schemes_of
 
 _BY_METHOD = {
     "slicegpt": Shape.SLICED,
@@ -125,16 +125,9 @@ def _quantization(folder: Path, config: dict[str, Any], manifest: dict[str, Any]
         method = "bitsandbytes"  # as it was written before `quant_method` was
     if method is None and (folder / "hf_quant_config.json").is_file():
         method = "modelopt"
-    if method is None and str(manifest.get("scheme")).lower() in ("spqr", "fp6") and not _is_decoded(manifest):
+    if method is None and str(manifest.get("scheme")).lower() in ("spqr", "fp6") and not is_decoded(manifest):
         method = str(manifest["scheme"]).lower()
     return None if method is None else str(method).lower()
-
-
-def _is_decoded(manifest: dict[str, Any]) -> bool:
-    """Its weights are stored as the 16-bit values that they decode to, which any engine loads."""
-    recipe = manifest.get("recipe")
-    export = recipe.get("export") if isinstance(recipe, dict) else None
-    return isinstance(export, dict) and export.get("format") == "dense"
 
 
 def _shapes(config: dict[str, Any], quantization: dict[str, Any], manifest: dict[str, Any]) -> set[Shape]:

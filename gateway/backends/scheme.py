@@ -16,11 +16,16 @@ def schemes_of(quantization: dict[str, Any], manifest: dict[str, Any]) -> frozen
     named = manifest.get("scheme")
     if not found and isinstance(named, str) and named:
         plain = named.upper().replace("-", "_")
-        found.add("DENSE" if plain in _DENSE else plain)
+        found.add("DENSE" if plain in _DENSE or is_decoded(manifest) else plain)
     cache = _object(quantization.get("kv_cache_scheme"))
     if cache.get("type") == "float" and cache.get("num_bits") == 8:
         found.add("KV_FP8")
     return frozenset(found)
+
+
+def is_decoded(manifest: dict[str, Any]) -> bool:
+    """Its weights are stored as the 16-bit values that they decode to, which any engine loads."""
+    return _object(_object(manifest.get("recipe")).get("export")).get("format") == "dense"
 
 
 def _from_config(quantization: dict[str, Any]) -> Iterator[str | None]:
