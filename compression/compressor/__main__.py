@@ -174,6 +174,7 @@ def _job(options: argparse.Namespace) -> "Job":
         dtype=getattr(torch, options.dtype or ("float32" if device == "cpu" else "bfloat16")),
         with_quality=not options.no_quality,
         is_forced=options.force,
+        cache=Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "penstock" / "parents",
     )
 
 

@@ -60,7 +60,8 @@ BESIDE = (
 class Job:
     """What was asked. `engine`: refuse beforehand what it cannot serve. `device`: "cpu", "cuda", ...
 
-    `dtype`: of the blocks while data runs through them; solvers work in float32 whatever it is.
+    `dtype`: of the blocks while data runs through them; solvers work in float32 whatever it is. `cache`: where a
+    parent's own figures are kept for its next child.
     """
 
     model: Path
@@ -72,6 +73,7 @@ class Job:
     dtype: torch.dtype = torch.float32
     with_quality: bool = True
     is_forced: bool = False
+    cache: Path | None = None
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for an interrupted run to be taken up: not whether quality is measured at the end."""
@@ -187,7 +189,7 @@ def compress(job: Job, screen: Screen) -> dict[str, Any]:
 def _measure(made: Plan, folder: Path, screen: Screen) -> dict[str, Any] | None:
     from compressor.quality.measure import measure
 
-    return measure(folder, made.job.model, screen, torch.device(made.job.device))
+    return measure(folder, made.job.model, screen, torch.device(made.job.device), cache=made.job.cache)
 
 
 def peak_bytes(device: str) -> int:

@@ -33,11 +33,10 @@ def reserve(out: Path, job: Mapping[str, Any], *, force: bool = False) -> Iterat
 
     Raises TakenError. What another job left behind under the partial name is removed: it fits nothing any more.
     """
-    _recover(out)
-    refuse_taken(out, force=force)
     out.parent.mkdir(parents=True, exist_ok=True)
     with _lock(out):
-        refuse_taken(out, force=force)  # another run may have ended while we waited for nothing
+        _recover(out)
+        refuse_taken(out, force=force)
         partial = beside(out, "partial")
         wanted = json.dumps(job, sort_keys=True, ensure_ascii=False)
         is_same = _text(partial / JOB) == wanted
