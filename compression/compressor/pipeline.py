@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from compressor.blockwise import BlockPass
-from compressor.calibration import Used, load_rows, load_tokenizer
+from compressor.calibration import SHIPPED, Used, load_rows, load_tokenizer
 from compressor.checkpoint import manifest, publish
 from compressor.checkpoint.disk import need_room
 from compressor.checkpoint.sink import Sink, write_json
@@ -76,8 +76,13 @@ class Job:
     cache: Path | None = None
 
     def identity(self) -> dict[str, Any]:
-        """What must be equal for an interrupted run to be taken up: not whether quality is measured at the end."""
+        """What must be equal for an interrupted run to be taken up: not whether quality is measured at the end.
+
+        Of the calibration file what is in it, not only its name.
+        """
+        rows = self.recipe.calibration.file or SHIPPED
         return {
+            "rows": manifest.sha256(rows) if rows.is_file() else None,
             "parent": manifest.parent_of(self.model),
             "recipe": self.recipe.model_dump(mode="json"),
             "through": self.through,

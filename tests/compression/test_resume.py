@@ -13,6 +13,8 @@ from compress_command import QUICK, Here, started, tiny, wait_for, weights
 from compressor.__main__ import STOPPED, main
 from compressor.checkpoint import manifest, publish
 from compressor.checkpoint.verify import verify
+from compressor.pipeline import Job
+from compressor.recipe import parse
 
 LAYERS = 6
 JOB = ("--recipe", "smoothquant-gptq-w8a8", "--out", "out", "--device", "cpu", *QUICK)
@@ -84,6 +86,17 @@ def test_what_another_recipe_left_behind_is_not_taken_up(
     assert ran.code == 0, ran.err
     assert "going on" not in ran.err
     assert weights(tmp_path / "out") == weights(in_one_go)
+
+
+def test_other_calibration_rows_under_the_same_name_are_another_job(model: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    recipe = parse({"name": "r", "method": "gptq", "calibration": {"file": str(rows)}}, "r")
+    job = Job(model, recipe, tmp_path / "out")
+    rows.write_text('{"text": "a fox"}\n')
+    before = job.identity()
+    assert before == job.identity()
+    rows.write_text('{"text": "a dog"}\n')
+    assert job.identity() != before
 
 
 def test_two_runs_into_one_out_are_not_mixed(here: Here, model: Path, tmp_path: Path) -> None:
