@@ -1,39 +1,34 @@
-"""A checkpoint with the outliers of large language models and the same function: methods are told apart on it.
+"""A checkpoint with the outlier channels of a large model, that computes what it computed before.
 
-A few residual channels come out of every norm `factor` times larger, and the linears after it divide them again
-(columns). A power of two, so that nothing is rounded in bfloat16: the logits stay what they were, to the bit.
+A few channels of every norm's scale are multiplied and the columns that read them divided, by a power of two, so that
+bfloat16 holds both exactly: activations get outliers, weights a wider spread, logits stay as they are.
 """
 
+import random
 import shutil
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 
-from compressor.checkpoint.source import Source
-from compressor.families import family_of
-
 FACTOR = 32.0
-CHANNELS = 4
+READERS = {
+    "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
+}
 
 
-def inject(source: Path, folder: Path, factor: float = FACTOR, channels: int = CHANNELS, seed: int = 0) -> Path:
-    """A copy of `source` in `folder` with outliers in the same `channels` random channels of every block."""
-    shutil.copytree(source, folder, dirs_exist_ok=True)
+def with_outliers(parent: Path, folder: Path, seed: int, channels: int = 4) -> Path:
+    """A copy of `parent` (Qwen3 or Llama, one file) in which `channels` residual channels are `FACTOR` times larger."""
+    shutil.copytree(parent, folder)
+    (folder / "penstock.json").unlink(missing_ok=True)
     tensors = load_file(folder / "model.safetensors")
-    opened = Source(source)
-    family = family_of(opened.config)
-    width = opened.config["hidden_size"]
-    chosen = torch.randperm(width, generator=torch.Generator().manual_seed(seed))[:channels]
-    for index in range(opened.config["num_hidden_layers"]):
-        for group in family.groups:
-            norm = f"{family.block(index)}.{group.source}"
-            if not group.source.endswith("norm"):
-                continue
-            for name in (f"{norm}.weight", f"{norm}.bias"):
-                if name in tensors:
-                    tensors[name][chosen] *= factor
-            for name in group.linears:
-                tensors[f"{family.block(index)}.{name}.weight"][:, chosen] /= factor
+    width = tensors["model.norm.weight"].numel()
+    chosen = random.Random(seed).sample(range(width), channels)
+    for norm, readers in READERS.items():
+        for name in [name for name in tensors if name.endswith(f"{norm}.weight")]:
+            tensors[name][chosen] *= FACTOR
+            block = name.removesuffix(f"{norm}.weight")
+            for reader in readers:
+                tensors[f"{block}{reader}.weight"][:, chosen] /= FACTOR
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
