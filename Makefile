@@ -20,6 +20,8 @@ SERVE_STAMP := $(firstword $(wildcard $(DEV_STAMP)) $(VENV)/.penstock-serve-$(DI
 COMPRESS := .venvs/compress
 COMPRESS_DEV_STAMP := $(COMPRESS)/.penstock-compress-dev-$(DIGEST)
 COMPRESS_STAMP := $(firstword $(wildcard $(COMPRESS_DEV_STAMP)) $(COMPRESS)/.penstock-compress-$(DIGEST))
+# Tests of the compressor that run side by side, each on one thread.
+JOBS ?= 2
 # Threads beyond the cores that are free cost more than they bring.
 THREADS ?= 1
 
@@ -44,10 +46,10 @@ test: test-compression $(DEV_STAMP) vllm triton ## Set up and run every test, th
 	@$(BIN)/python -m pytest -m 'not sglang and not matrix' $(ARGS)
 
 test-compression: $(COMPRESS_DEV_STAMP) ## The compressor's own tests, in its own environment
-	@OMP_NUM_THREADS=$(THREADS) $(COMPRESS)/bin/python -m pytest -m 'not matrix and not weights' tests/compression $(ARGS)
+	@OMP_NUM_THREADS=$(THREADS) $(COMPRESS)/bin/python -m pytest -n $(JOBS) --dist loadgroup -m 'not matrix and not weights' tests/compression $(ARGS)
 
 test-matrix: $(COMPRESS_DEV_STAMP) $(DEV_STAMP) vllm ## Every method and recipe on the starter, and every scheme served
-	@OMP_NUM_THREADS=$(THREADS) $(COMPRESS)/bin/python -m pytest -m 'matrix and not weights' tests/compression $(ARGS)
+	@OMP_NUM_THREADS=$(THREADS) $(COMPRESS)/bin/python -m pytest -n $(JOBS) --dist loadgroup -m 'matrix and not weights' tests/compression $(ARGS)
 	@$(BIN)/python -m pytest -m matrix tests/e2e $(ARGS)
 
 test-fast: $(DEV_STAMP) ## The tests that start no real engine and compress nothing

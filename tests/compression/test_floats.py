@@ -13,6 +13,7 @@ from compressor.numbers.floats import (
     from_codes,
     largest,
     pack_six,
+    round_by_table,
     round_to,
     to_codes,
     unpack_six,
@@ -69,8 +70,9 @@ def test_every_code_point_is_a_fixed_point_and_has_its_own_code(element):
 @pytest.mark.parametrize(("element", "dtype"), [("e4m3", torch.float8_e4m3fn), ("e5m2", torch.float8_e5m2)])
 def test_eight_bit_floats_are_torchs_to_the_bit(element, dtype):
     values = random_values().clamp(-largest(element), largest(element))
-    ours = round_to(values, element)
+    ours = round_by_table(values, element)
     assert torch.equal(ours, values.to(dtype).float())
+    assert torch.equal(round_to(10 * values, element), round_by_table(10 * values, element))
     assert torch.equal(to_codes(ours, element), values.to(dtype).view(torch.uint8))
 
 

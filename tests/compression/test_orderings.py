@@ -20,7 +20,10 @@ from outliers import with_outliers
 from starter import STARTER
 
 QUIET = Screen(is_quiet=True)
-SEEDS = [0, pytest.param(1, marks=pytest.mark.matrix), pytest.param(2, marks=pytest.mark.matrix)]
+SEEDS = [
+    pytest.param(seed, marks=[pytest.mark.xdist_group(f"orderings-{seed}"), *([pytest.mark.matrix] if seed else [])])
+    for seed in (0, 1, 2)
+]
 # What is compared: a recipe, with what is set in it. (worse, better, largest share of the worse one's divergence.)
 RTN4, GPTQ4 = ("rtn-w4a16",), ("gptq-w4a16",)
 RTN4_ZEROS, AWQ4 = ("rtn-w4a16", "params.symmetric=false"), ("awq-w4a16",)
@@ -96,7 +99,7 @@ def test_the_better_method_loses_less(claim: str, seed: int, lost: Lost) -> None
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_spqr_loses_less_than_gptq_in_the_same_groups_with_no_more_true_bits(seed: int, lost: Lost) -> None:
     """Three bits in groups of 16: GPTQ spends a 16-bit scale on each, SpQR two-level scales and outliers instead."""
     gptq, spqr = lost(seed, *GPTQ3_SMALL), lost(seed, *SPQR)

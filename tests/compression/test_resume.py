@@ -16,8 +16,18 @@ from compressor.checkpoint.verify import verify
 from compressor.pipeline import Job
 from compressor.recipe import parse
 
-LAYERS = 6
-JOB = ("--recipe", "smoothquant-gptq-w8a8", "--out", "out", "--device", "cpu", *QUICK)
+LAYERS = 24  # enough to be stopped among them, however late the signal comes
+JOB = (
+    "--recipe",
+    "smoothquant-gptq-w8a8",
+    "--out",
+    "out",
+    "--device",
+    "cpu",
+    *QUICK,
+    "--set",
+    "calibration.samples=32",
+)
 Stop = Callable[[subprocess.Popen[str]], object]
 
 

@@ -36,7 +36,7 @@ class Sink:
     def write(self, piece: str, tensors: Mapping[str, Tensor]) -> None:
         """One piece, whole or not at all. Raises NoSpaceError when the disk is full."""
         fresh = self._path(piece).with_suffix(".part")
-        whole = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+        whole = _apart({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)})
         with refuse_full_disk(self.folder):
             save_file(whole, fresh, metadata={"format": "pt"})
             fresh.chmod(0o644)
@@ -82,6 +82,16 @@ def write_json(path: Path, value: object) -> None:
 def _read(piece: Path) -> dict[str, Tensor]:
     with safe_open(piece, framework="pt") as opened:
         return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - safe_open is no mapping
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A scale that several linears share is stored for each of them; safetensors takes no tensor twice."""
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        if tensor.untyped_storage().data_ptr() in seen:
+            tensors[name] = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+    return tensors
 
 
 def _sync(path: Path) -> None:

@@ -28,6 +28,7 @@ _DTYPES: dict[ScaleKind, torch.dtype] = {
     "float32": torch.float32,
 }
 _E8M0_LIMIT = 127
+_E4M3_MAX = 448.0
 
 
 @cache
@@ -47,6 +48,13 @@ def largest(element: Element) -> float:
 
 def round_to(values: Tensor, element: Element) -> Tensor:
     """The nearest values of the format, float32: ties to the even code, saturating, NaN stays NaN."""
+    if element == "e4m3":  # torch's own cast is the same and many times faster: inputs of every linear come this way
+        return values.float().clamp(-_E4M3_MAX, _E4M3_MAX).to(torch.float8_e4m3fn).float()
+    return round_by_table(values, element)
+
+
+def round_by_table(values: Tensor, element: Element) -> Tensor:
+    """`round_to` for any element, by searching its code points."""
     magnitude = values.float().abs().contiguous()  # views, as of keys and values, are looked up at half the speed
     table = code_points(element).to(values.device)
     rounded = table[torch.bucketize(magnitude, _boundaries(element).to(values.device))]
