@@ -80,7 +80,7 @@ def main() -> None:
         for row in measure(args.models, args.engines, args.work, args.rounds, {key(row) for row in rows}):
             rows.append(row)
             rows_file.write_text(json.dumps([asdict(row) for row in rows], indent=1))
-            print(row, flush=True)  # noqa: T201
+            print(row, flush=True)
     args.page.write_text(write_page([asdict(row) for row in rows], args.rounds), encoding="utf-8")
 
 
@@ -196,7 +196,7 @@ def compressed(parent: Path, model: str, case: tuple[str, ...], work: Path) -> P
         command = [str(COMPRESS), "compress", str(parent), "--recipe", recipe, "--out", str(out), "--quiet"]
         command += [part for change in changes for part in ("--set", change)]
         command += [] if model == "starter" else ["--no-quality"]
-        subprocess.run(command, check=True)  # noqa: S603
+        subprocess.run(command, check=True)
     return out
 
 
@@ -225,7 +225,7 @@ class Stack:
             str(self.port),
         ]
         command += ["--run-dir", str(run), *ENGINE_ARGS[engine]]
-        self.process = subprocess.Popen(  # noqa: S603
+        self.process = subprocess.Popen(
             command, stdout=self.log, stderr=self.log, env=os.environ | {MARK: self.mark}, start_new_session=True
         )
 
