@@ -1,15 +1,13 @@
 """Modules that compute as an engine does: inputs rounded, keys and values kept in FP8, low-rank factors beside."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from compressor.errors import BadCheckpointError
+from compressor.checkpoint import adapter
 from compressor.numbers.activations import fake_quantize
 from compressor.numbers.floats import round_to
 from compressor.numbers.schemes import Activations
@@ -82,31 +80,7 @@ def keep_cache_in_fp8(module: nn.Module, prefix: str, source: DenseSource) -> No
 def read_adapter(folder: Path) -> dict[str, Factors]:
     """The LoRA in `folder`/adapter by full names of linears, {} where there is none. Raises BadCheckpointError."""
     where = folder / "adapter"
-    if not (where / "adapter_config.json").is_file():
-        return {}
-    try:
-        config = json.loads((where / "adapter_config.json").read_text("utf-8"))
-        with safe_open(where / "adapter_model.safetensors", framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - safe_open is no mapping
-        alpha, rank = float(config["lora_alpha"]), dict(config.get("rank_pattern") or {})
-        alphas = dict(config.get("alpha_pattern") or {})
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise BadCheckpointError(f"the adapter in {where} cannot be read: {error!r}") from error
-    found: dict[str, Factors] = {}
-    for name, a_RI in tensors.items():
-        if name.endswith(".lora_A.weight"):
-            linear = name.removesuffix(".lora_A.weight").removeprefix("base_model.model.")
-            b_OR = tensors.get(name.replace(".lora_A.", ".lora_B."))
-            if b_OR is None:
-                raise BadCheckpointError(f"the adapter in {where} has no lora_B for {linear}")
-            own = _pattern(alphas, linear, alpha) / _pattern(rank, linear, float(config.get("r") or a_RI.shape[0]))
-            found[linear] = (a_RI, b_OR.float() * own)
-    return found
-
-
-def _pattern(patterns: dict[str, Any], linear: str, default: float) -> float:
-    """PEFT's per-module ranks and alphas: the key is a name's end."""
-    return next((float(value) for key, value in patterns.items() if linear.endswith(key)), default)
+    return adapter.read(where) if (where / "adapter_config.json").is_file() else {}
 
 
 def _register_attention() -> None:
