@@ -1,5 +1,6 @@
 """The real command line, in this process for what ends at once, in one of its own for what is interrupted."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -42,7 +43,14 @@ class Here:
 def started(*argv: object, folder: Path) -> Iterator[subprocess.Popen[str]]:
     """The command in a process of its own; whatever becomes of it, it is gone afterwards."""
     words = [sys.executable, "-m", "compressor", *map(str, argv)]
-    process = subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where pytest runs in the background
+    )
     try:
         yield process
     finally:

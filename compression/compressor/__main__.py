@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from compressor.errors import CompressorError, NoSpaceError
 
@@ -102,7 +102,7 @@ def _elsewhere(argv: list[str]) -> int:
 
 def _guarded(run: Callable[[], int]) -> int:
     """The outermost door: errors become one line, a stop says what becomes of the work."""
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    before = signal.signal(signal.SIGTERM, _stop)
     try:
         return run()
     except CompressorError as error:
@@ -122,6 +122,11 @@ def _guarded(run: Callable[[], int]) -> int:
         return 1
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _stop(*_: object) -> NoReturn:
+    """Not by way of SIGINT, which is ignored where a shell put us into the background."""
+    raise KeyboardInterrupt
 
 
 def _command(name: str, argv: list[str]) -> int:

@@ -141,11 +141,11 @@ def test_a_death_between_the_two_renames_loses_nothing(here: Here, model: Path, 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 80 MB: 64 are kept in reserve by the check before the work."""
+    """A file system of 160 MB: 64 are kept in reserve by the check before the work."""
     where = tmp_path / "disk"
     where.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", where], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=160m", "tmpfs", where], capture_output=True, check=False
     )
     if mounted.returncode:
         pytest.skip("only root may mount a file system that can be filled")
