@@ -1,6 +1,5 @@
 """The real command line, in this process for what ends at once, in one of its own for what is interrupted."""
 
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,13 @@ import pytest
 from compressor.__main__ import main
 from tiny_checkpoints import write_checkpoint
 
+# SIGINT as a terminal gives it: it is ignored where pytest itself runs in the background.
+_RUN = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from compressor.__main__ import main
+sys.exit(main())
+"""
 QUICK = ("--no-quality", "--set", "calibration.samples=8", "--set", "calibration.seq_len=64")
 
 
@@ -42,15 +48,8 @@ class Here:
 @contextmanager
 def started(*argv: object, folder: Path) -> Iterator[subprocess.Popen[str]]:
     """The command in a process of its own; whatever becomes of it, it is gone afterwards."""
-    words = [sys.executable, "-m", "compressor", *map(str, argv)]
-    process = subprocess.Popen(
-        words,
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where pytest runs in the background
-    )
+    words = [sys.executable, "-c", _RUN, *map(str, argv)]
+    process = subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         yield process
     finally:
